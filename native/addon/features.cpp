@@ -7,50 +7,12 @@
 #include "native/addon/bindings.h"
 #include "native/addon/host_array.h"
 #include "native/addon/operands.h"
+#include "native/core/ops/op_checks.h"
 
 namespace lowrank::addon {
 namespace {
 
 constexpr int64_t kMostFeatures = std::numeric_limits<int32_t>::max();
-
-Status CheckIndex(const char* op, size_t at, int32_t value, int32_t least, int64_t inputs) {
-  if (value >= least && value < inputs) return Status();
-  return Refuse(Code::kValue, op, ("index[" + std::to_string(at) + "]").c_str(),
-                "from " + std::to_string(least) + " to " + std::to_string(inputs - 1),
-                std::to_string(value));
-}
-
-/// A gather: one input each, or none. Checks each index, because a kernel will read there.
-Status CheckGather(const char* op, const std::vector<int32_t>& index, int64_t inputs) {
-  for (size_t i = 0; i < index.size(); ++i) {
-    LOWRANK_RETURN_IF_ERROR(CheckIndex(op, i, index[i], -1, inputs));
-  }
-  return Status();
-}
-
-/// Checks that lists cover the index one after another, each in ascending order.
-Status CheckLists(const char* op, const std::vector<int32_t>& begin,
-                  const std::vector<int32_t>& index, int64_t inputs) {
-  const auto entries = static_cast<int64_t>(index.size());
-  if (begin.front() != 0 || begin.back() != entries) {
-    return Refuse(Code::kValue, op, "begin", "from 0 to " + std::to_string(entries),
-                  std::to_string(begin.front()) + " to " + std::to_string(begin.back()));
-  }
-  for (size_t j = 0; j + 1 < begin.size(); ++j) {
-    if (begin[j] > begin[j + 1] || begin[j + 1] > entries) {
-      return Refuse(Code::kValue, op, "begin", "in ascending order",
-                    std::to_string(begin[j + 1]) + " after " + std::to_string(begin[j]));
-    }
-    for (auto p = static_cast<size_t>(begin[j]); p < static_cast<size_t>(begin[j + 1]); ++p) {
-      LOWRANK_RETURN_IF_ERROR(CheckIndex(op, p, index[p], 0, inputs));
-      if (p > static_cast<size_t>(begin[j]) && index[p] <= index[p - 1]) {
-        return Refuse(Code::kValue, op, "index", "ascending within a list",
-                      std::to_string(index[p]) + " after " + std::to_string(index[p - 1]));
-      }
-    }
-  }
-  return Status();
-}
 
 // featureMap(device, inputs, outputs, begin | null, index)
 Napi::Value MakeFeatureMap(const Napi::CallbackInfo& info) {
@@ -75,8 +37,13 @@ Napi::Value MakeFeatureMap(const Napi::CallbackInfo& info) {
     ThrowIfError(env, Refuse(Code::kShape, kOp, "index", "of fewer than 2^31 entries", "more"));
   }
   map.entries = static_cast<int64_t>(index.size());
-  ThrowIfError(
-      env, lists ? CheckLists(kOp, begin, index, map.inputs) : CheckGather(kOp, index, map.inputs));
+  FeatureMapView view;
+  view.begin = lists ? begin.data() : nullptr;
+  view.index = index.data();
+  view.inputs = map.inputs;
+  view.outputs = map.outputs;
+  view.entries = map.entries;
+  ThrowIfError(env, CheckFeatureMap(kOp, view));
   if (lists) map.begin = IntegersPart(env, backend, begin);
   map.index = IntegersPart(env, backend, index);
   return WrapFeatureMap(env, std::move(map));

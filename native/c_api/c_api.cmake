@@ -30,8 +30,9 @@ target_link_libraries(lowrank_c PRIVATE lowrank_core)
 if(NOT LOWRANK_SANITIZE)
   # A program in C, or one with another C++ library, needs none of ours.
   target_link_options(lowrank_c PRIVATE -static-libstdc++ -static-libgcc)
-  if(CMAKE_BUILD_TYPE STREQUAL "Release" AND CMAKE_STRIP)
-    add_custom_command(TARGET lowrank_c POST_BUILD COMMAND ${CMAKE_STRIP} -x $<TARGET_FILE:lowrank_c>)
+  # By the linker: a command after it would make the library look older than its own link.
+  if(CMAKE_BUILD_TYPE STREQUAL "Release")
+    target_link_options(lowrank_c PRIVATE -Wl,-s)
   endif()
 endif()
 

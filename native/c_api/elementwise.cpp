@@ -1,8 +1,9 @@
 /// Element by element, sums, random numbers, and products of blocks.
 #include <cstring>
+#include <limits>
 
 #include "native/c_api/operands.h"
-#include "native/core/ops/ops.h"
+#include "native/core/ops/op_checks.h"
 
 using namespace lowrank;
 using namespace lowrank::c_api;
@@ -140,6 +141,36 @@ int32_t lowrank_sum_product(const lowrank_sum_product_args* args) {
     op.b = operands.OptionalIn(given.b, "b");
     op.out = operands.Row(given.y, "y");
     op.axis = given.axis;
+    return operands.Run(op);
+  });
+}
+
+int32_t lowrank_map_features(const lowrank_map_features_args* args) {
+  constexpr const char* kOp = MapFeaturesOp::kName;
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  return Call(kOp, args, [&](const lowrank_map_features_args& given) -> Result {
+    Operands operands(kOp, given.device, given.flags, 0, given.stream);
+    MapFeaturesOp op;
+    op.x = operands.In(given.x, "x");
+    const IndexView index = operands.Indices(given.index, "index", op.x.cols, true);
+    op.map.index = index.data;
+    op.map.entries = index.count;
+    op.map.inputs = op.x.cols;
+    op.map.outputs = index.count;
+    if (given.begin != nullptr) {
+      const IndexView begin = operands.Indices(given.begin, "begin", kMost, false);
+      if (begin.present && begin.count == 0) {
+        return Refuse(Code::kShape, kOp, "begin", "of J + 1 elements", "0");
+      }
+      op.map.begin = begin.data;
+      op.map.outputs = begin.count - 1;
+    }
+    op.c = operands.OptionalIn(given.c, "c");
+    op.y = operands.In(given.y, "y");
+    op.alpha = given.alpha;
+    op.beta = given.beta;
+    LOWRANK_RETURN_IF_ERROR(operands.status());
+    LOWRANK_RETURN_IF_ERROR(CheckFeatureMap(kOp, op.map));
     return operands.Run(op);
   });
 }

@@ -275,7 +275,42 @@ static void check_blocks(uint32_t device) {
   tensor_free(x), tensor_free(w), tensor_free(dy), tensor_free(y), tensor_free(dx), tensor_free(dw);
 }
 
+/* Sums over lists of features, and a gather with a hole. */
+static void check_features(uint32_t device) {
+  Tensor *x = tensor_new(F32, M, 4, 41, 1), *c = tensor_new(F32, M, 3, 42, 1), *y = tensor_new(F32, M, 3, 0, 0);
+  int32_t begin[4] = {0, 2, 2, 3}, index[3] = {1, 3, 0}, gather[3] = {2, -1, 0};
+  int64_t begins = 4, entries = 3;
+  DLTensor of_begin = {.data = begin, .device = {kDLCPU, 0}, .ndim = 1, .dtype = {kDLInt, 32, 1}, .shape = &begins};
+  DLTensor of_index = {.data = index, .device = {kDLCPU, 0}, .ndim = 1, .dtype = {kDLInt, 32, 1}, .shape = &entries};
+  lowrank_map_features_args f = {.size = sizeof f, .device = device, .x = &x->t, .begin = &of_begin, .index = &of_index};
+  f.c = &c->t, f.alpha = 2, f.beta = 3, f.y = &y->t;
+  OK(lowrank_map_features(&f));
+  tensor_load(y);
+  for (int64_t m = 0; m < M; m++) {
+    CLOSE("list", at(y, m, 0), 2 * (at(x, m, 1) + at(x, m, 3)) + 3 * at(c, m, 0), 12, F32);
+    CLOSE("empty list", at(y, m, 1), 3 * at(c, m, 1), 12, F32);
+    CLOSE("list of one", at(y, m, 2), 2 * at(x, m, 0) + 3 * at(c, m, 2), 12, F32);
+  }
+  begin[2] = 1;
+  REFUSED(lowrank_map_features(&f), LOWRANK_ERR_VALUE, "begin must be in ascending order", "1 after 2");
+  begin[2] = 2, begin[3] = 4;
+  REFUSED(lowrank_map_features(&f), LOWRANK_ERR_VALUE, "begin must be from 0 to 3", "0 to 4");
+  begin[3] = 3, index[1] = 4;
+  REFUSED(lowrank_map_features(&f), LOWRANK_ERR_VALUE, "index[1] must be", "4");
+  index[1] = -1;
+  REFUSED(lowrank_map_features(&f), LOWRANK_ERR_VALUE, "index[1] must be", "-1");
+  f.begin = NULL, f.c = NULL, of_index.data = gather;
+  OK(lowrank_map_features(&f));
+  tensor_load(y);
+  for (int64_t m = 0; m < M; m++) {
+    CLOSE("gather", at(y, m, 0), 2 * at(x, m, 2), 0, F32);
+    EXPECT(at(y, m, 1) == 0, "a hole is 0, got %g", at(y, m, 1));
+  }
+  tensor_free(x), tensor_free(c), tensor_free(y);
+}
+
 void run_ops(uint32_t device) {
+  check_features(device);
   check_elementwise(device);
   check_gates(device);
   check_random(device);

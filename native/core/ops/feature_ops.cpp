@@ -16,7 +16,44 @@ Status CheckEven(const char* op, const char* operand, const TensorView& view, in
                 Shape(view.rows, view.cols));
 }
 
+Status CheckIndex(const char* op, int64_t at, int32_t value, int32_t least, int64_t inputs) {
+  if (value >= least && value < inputs) return Status();
+  return Refuse(Code::kValue, op, "index[" + std::to_string(at) + "]",
+                "from " + std::to_string(least) + " to " + std::to_string(inputs - 1),
+                std::to_string(value));
+}
+
 }  // namespace
+
+Status CheckFeatureMap(const char* op, const FeatureMapView& map) {
+  const int32_t* index = map.index;
+  if (map.begin == nullptr) {
+    // A gather: one input each, or none.
+    for (int64_t i = 0; i < map.entries; ++i) {
+      LOWRANK_RETURN_IF_ERROR(CheckIndex(op, i, index[i], -1, map.inputs));
+    }
+    return Status();
+  }
+  const int32_t* begin = map.begin;
+  if (begin[0] != 0 || begin[map.outputs] != map.entries) {
+    return Refuse(Code::kValue, op, "begin", "from 0 to " + std::to_string(map.entries),
+                  std::to_string(begin[0]) + " to " + std::to_string(begin[map.outputs]));
+  }
+  for (int64_t j = 0; j < map.outputs; ++j) {
+    if (begin[j] > begin[j + 1] || begin[j + 1] > map.entries) {
+      return Refuse(Code::kValue, op, "begin", "in ascending order",
+                    std::to_string(begin[j + 1]) + " after " + std::to_string(begin[j]));
+    }
+    for (int64_t p = begin[j]; p < begin[j + 1]; ++p) {
+      LOWRANK_RETURN_IF_ERROR(CheckIndex(op, p, index[p], 0, map.inputs));
+      if (p > begin[j] && index[p] <= index[p - 1]) {
+        return Refuse(Code::kValue, op, "index", "ascending within a list",
+                      std::to_string(index[p]) + " after " + std::to_string(index[p - 1]));
+      }
+    }
+  }
+  return Status();
+}
 
 std::string FeatureMapView::Describe() const {
   return std::to_string(inputs) + " -> " + std::to_string(outputs) +

@@ -34,6 +34,9 @@ const char* ComputeSuffix(Compute compute);
 /// `actual` is the dimension of `operand` that must match w's `dim`.
 Status CheckInner(const char* op, const char* operand, const char* dim, int64_t expected,
                   int64_t actual, const std::string& actual_shape);
+/// Checks each index of a map in host memory, because kernels read at every one, and that lists
+/// cover the index one after another, each in ascending order.
+Status CheckFeatureMap(const char* op, const FeatureMapView& map);
 Status CheckDropout(const char* op, const DropoutSpec& dropout, int64_t rows, int64_t cols);
 /// Checks for a factor that is finite in f32.
 Status CheckFactor(const char* op, const char* operand, float value);

@@ -112,6 +112,24 @@ typedef struct {
 } lowrank_random_args;
 LOWRANK_API int32_t lowrank_random(const lowrank_random_args* args);
 
+/* y[m, j] = alpha · Σ x[m, t] + beta · c[m, j] over the t of list j: index[begin[j]] to
+ * index[begin[j + 1] - 1], ascending. Without begin, index [J] has the one t of each j, or -1:
+ * none. */
+typedef struct {
+  size_t size;
+  uint32_t device;
+  uint32_t flags; /* 0 */
+  void* stream;
+  const DLTensor* x;     /* [M, K] */
+  const DLTensor* begin; /* [J + 1]  int32 on the host, optional */
+  const DLTensor* index; /* int32 on the host */
+  const DLTensor* c;     /* [M, J]  optional */
+  float alpha;
+  float beta;
+  DLTensor* y; /* [M, J]  out */
+} lowrank_map_features_args;
+LOWRANK_API int32_t lowrank_map_features(const lowrank_map_features_args* args);
+
 /* y[m, g, :] = x[m, g, :] · w[g]ᵀ for each of G blocks; with LOWRANK_BLOCK_INPUT_GRAD x and y are
  * dy [M, G, N] and dx [M, G, K]: dx[m, g, :] = dy[m, g, :] · w[g]. */
 enum { LOWRANK_BLOCK_INPUT_GRAD = 1 };
