@@ -250,8 +250,25 @@ LOWRANK_DEVICE void GemmMmaReduceBody(const GemmMmaParams& p) {
   StoreEight<Element>(p, value, m, col, P);
 }
 
-template <WeightFormat kFormat, typename Element, typename Tile>
-LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
+/// Which rows of x a block multiplies: neighbours from m0 on.
+template <typename Tile>
+struct NeighbourRows {
+  int64_t m0;
+
+  /// Row `row` of the block in x.
+  __device__ __forceinline__ int64_t Of(int row) const { return m0 + row; }
+  /// A slab of the rows: R elements each, those from r0 on.
+  __device__ __forceinline__ void Copy(const GemmMmaParams& p, int64_t R, int64_t r0,
+                                       unsigned char* s_x) const {
+    CopyTile<Tile::kTileM, 128, Tile::kThreads>(static_cast<const uint16_t*>(p.x) + m0 * R + r0,
+                                                R * 2, p.M - m0, (R - r0) * 2, s_x);
+  }
+};
+
+/// The tile of y at (m0, p0), over this block's part of the reduction. `rows` says where x's rows
+/// are.
+template <WeightFormat kFormat, typename Element, typename Tile, typename Rows>
+LOWRANK_DEVICE void GemmMmaBlock(const GemmMmaParams& p, int64_t m0, int64_t p0, const Rows& rows) {
   using Source = WeightSource<kFormat, Element, Tile>;
   using Shared = GemmMmaShared<Source, Tile>;
   using Product = WarpProduct<float, Tile>;
@@ -263,9 +280,6 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
 
   Shared& shared = DynamicShared<Shared>();
   typename Shared::MainLoop& s = shared.loop;
-  const int64_t tile = blockIdx.x;
-  const int64_t m0 = tile / p.tiles_p * Tile::kTileM;
-  const int64_t p0 = tile % p.tiles_p * Tile::kTileP;
   const int64_t P = Tile::kTransposed ? p.K : p.N;
   const int64_t R = Tile::kTransposed ? p.N : p.K;
   // This block's part of the reduction. The LoRA term belongs to the first part.
@@ -281,19 +295,20 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     unsigned char* s_x = s.x[slab % kStages];
     SlotFilled(s_x, static_cast<uint32_t>(slab));
     const int64_t r0 = static_cast<int64_t>(slab) * Tile::kTileR;
-    const uint16_t* g_x = static_cast<const uint16_t*>(p.x) + m0 * R + r0;
     if constexpr (!Source::kGeneral) {
-      CopyTile<Tile::kTileM, 128, Tile::kThreads>(g_x, R * 2, p.M - m0, (R - r0) * 2, s_x);
+      rows.Copy(p, R, r0, s_x);
     } else {
 #pragma unroll 1
       for (int at = threadIdx.x; at < Tile::kTileM * 8; at += Tile::kThreads) {
         const int row = at / 8;
         const int col = at % 8 * 8;
         uint32_t pairs[4] = {0, 0, 0, 0};
+        const bool inside = m0 + row < p.M;
+        const uint16_t* g_x = static_cast<const uint16_t*>(p.x) + (inside ? rows.Of(row) : 0) * R;
 #pragma unroll
         for (int q = 0; q < 8; ++q) {
-          if (m0 + row >= p.M || r0 + col + q >= R) continue;
-          pairs[q / 2] |= static_cast<uint32_t>(g_x[row * R + col + q]) << (q % 2 * 16);
+          if (!inside || r0 + col + q >= R) continue;
+          pairs[q / 2] |= static_cast<uint32_t>(g_x[r0 + col + q]) << (q % 2 * 16);
         }
         *reinterpret_cast<uint4*>(s_x + SwizzledOffset<128>(row, at % 8)) =
             make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
@@ -400,6 +415,13 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
                    StoreEight<Element>(p, value, m, col, P);
                  }
                });
+}
+
+template <WeightFormat kFormat, typename Element, typename Tile>
+LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
+  const int64_t m0 = blockIdx.x / p.tiles_p * Tile::kTileM;
+  const int64_t p0 = blockIdx.x % p.tiles_p * Tile::kTileP;
+  GemmMmaBlock<kFormat, Element, Tile>(p, m0, p0, NeighbourRows<Tile>{m0});
 }
 
 }  // namespace lowrank::gpu

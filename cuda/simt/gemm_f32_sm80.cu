@@ -16,6 +16,9 @@
 /// Needs        nothing: unaligned rows, odd K and blocks that run across rows take the
 ///              element-wise loads.
 ///
+/// experts_f32 is the same for a layer of experts, each with its own slots, in one launch: a block
+/// finds its expert and rows from the offsets (cuda/mma/experts_mma_sm80.cu has the formula).
+///
 /// The adapter enters as a first pass over r of the same loop: its factor is one more dense weight.
 /// It comes first so that the dropout gate of dx can be applied to the accumulators themselves,
 /// before the base product is added: no second set of 64 registers.
@@ -39,6 +42,7 @@
 /// slabs ask for, from L1, where 128 rows take 4 KB: 8 KB of L1 traffic a slab, 4 bytes / clk. The
 /// 256 entries of the 8-bit codebook meet by chance in one of 32 banks (1.5).
 #include "cuda/common/weight_octets.cuh"
+#include "cuda/experts/expert_tiles.cuh"
 #include "native/host_device/params/gemm_f32.h"
 #include "native/host_device/philox.h"
 
@@ -79,12 +83,77 @@ LOWRANK_DEVICE int SlabIndex(int row, int c) {
   return row * kTileC + ((((c >> 2) ^ (row >> 1)) & 3) << 2) + (c & 3);
 }
 
+/// A block of one product: rows of x as they lie.
+struct WholeF32 {
+  const GemmF32Params& p;
+
+  __device__ __forceinline__ const GemmF32Pass& PassOf(int index) const { return p.passes[index]; }
+  /// Row m, the thread's piece i, in the x of pass `index`.
+  __device__ __forceinline__ int64_t RowOf(int, int, int64_t m) const { return m; }
+};
+
+/// A block of the products of experts: slots of one of them, from 0 on.
+template <typename Tile>
+class SlotsF32 {
+  static constexpr int kPieces = Tile::kTileM * 4 / Tile::kThreads;
+
+ public:
+  __device__ __forceinline__ SlotsF32(const ExpertsF32Params& p, const ExpertTile& tile)
+      : p_(p), tile_(tile) {
+#pragma unroll
+    for (int i = 0; i < kPieces; ++i) {
+      const int row = (static_cast<int>(threadIdx.x) + i * Tile::kThreads) / 4;
+      rows_[i] = row < tile.count ? RowOfSlot(p.slots, tile.first + row) : 0;
+    }
+  }
+
+  __device__ __forceinline__ GemmF32Pass PassOf(int index) const {
+    GemmF32Pass pass = p_.product.passes[index];
+    const int64_t expert = tile_.expert;
+    if (expert == p_.slots.experts) {
+      pass.C = 0;
+    } else if (index == 1 || !p_.shared_factor) {
+      pass.w = WeightFrom(pass.w, expert * p_.product.P * pass.C);
+    }
+    if (index == 0) pass.x += tile_.first * pass.C;
+    return pass;
+  }
+  __device__ __forceinline__ int64_t RowOf(int index, int i, int64_t m) const {
+    return index == 0 ? m : rows_[i];
+  }
+
+ private:
+  const ExpertsF32Params& p_;
+  const ExpertTile tile_;
+  int32_t rows_[kPieces];
+};
+
 template <typename Tile, bool kTransposed>
 struct GemmF32 {
   static constexpr int kMI = Tile::kMI, kPI = Tile::kPI;
   using Shared = SharedOf<Tile>;
 
   static __device__ void Run(const GemmF32Params& p) {
+    RunBlock(p, blockIdx.x / p.tiles_p * Tile::kTileM, WholeF32{p});
+  }
+
+  static __device__ void RunExperts(const ExpertsF32Params& p) {
+    const GemmF32Params& all = p.product;
+    const ExpertTile tile = FindExpertTile(p.slots, Tile::kTileM, blockIdx.x / all.tiles_p);
+    if (tile.count == 0) return;
+    GemmF32Params own = all;
+    own.M = tile.count;
+    own.y = const_cast<void*>(ElementsFrom(all.y, all.y_dtype, tile.first * all.P));
+    own.bias = tile.expert == p.slots.experts
+                   ? nullptr
+                   : ElementsFrom(all.bias, all.bias_dtype, tile.expert * all.P);
+    RunBlock(own, 0, SlotsF32<Tile>(p, tile));
+  }
+
+  /// The tile of y from row tile_m on. `block` has the operands of its passes.
+  template <typename Block>
+  static __device__ __forceinline__ void RunBlock(const GemmF32Params& p, int64_t tile_m,
+                                                  const Block& block) {
     Shared& s = DynamicShared<Shared>();
     const int thread = static_cast<int>(threadIdx.x);
     const int lane = thread % 32;
@@ -93,13 +162,12 @@ struct GemmF32 {
     const int ty = lane / 8;
     const int warp_m = warp % Tile::kWarpsM * kMI * 4;
     const int warp_p = warp / Tile::kWarpsM * kPI * 8;
-    const int64_t tile_m = blockIdx.x / p.tiles_p * Tile::kTileM;
     const int64_t tile_p = blockIdx.x % p.tiles_p * Tile::kTileP;
 
-    const GemmMmaWeight& base = p.passes[1].w;
-    if (base.bits != 0) {
-      for (int entry = thread; entry < (1 << base.bits); entry += Tile::kThreads) {
-        s.codebook[entry] = base.codebook[entry];
+    const auto& base = block.PassOf(1);
+    if (base.w.bits != 0) {
+      for (int entry = thread; entry < (1 << base.w.bits); entry += Tile::kThreads) {
+        s.codebook[entry] = base.w.codebook[entry];
       }
     }
     __syncthreads();
@@ -107,7 +175,7 @@ struct GemmF32 {
     float total[kMI][kPI] = {};
 #pragma unroll 1
     for (int pass_index = 0; pass_index < 2; ++pass_index) {
-      const GemmF32Pass& pass = p.passes[pass_index];
+      const auto& pass = block.PassOf(pass_index);
       if (pass.C == 0) continue;
       const int slabs = static_cast<int>((pass.C + kTileC - 1) / kTileC);
 
@@ -122,12 +190,13 @@ struct GemmF32 {
           SlotFilled(s_x, static_cast<uint32_t>(slab));
           const int64_t first_c = static_cast<int64_t>(slab) * kTileC;
 #pragma unroll
-          for (int piece = thread; piece < Tile::kTileM * 4; piece += Tile::kThreads) {
+          for (int i = 0; i < Tile::kTileM * 4 / Tile::kThreads; ++i) {
+            const int piece = thread + i * Tile::kThreads;
             const int row = piece / 4;
             const int c = piece % 4 * 4;
             const int64_t m = tile_m + row;
             const int64_t left = m < p.M ? pass.C - first_c - c : 0;
-            const float* g_row = pass.x + (m < p.M ? m * pass.C : 0);
+            const float* g_row = pass.x + (m < p.M ? block.RowOf(pass_index, i, m) * pass.C : 0);
             const int64_t at = left > 0 ? first_c + c : 0;
             float* s_piece = s_x + SlabIndex(row, c);
             if (pass.vector_x) {
@@ -333,3 +402,15 @@ struct GemmF32 {
     lowrank::gpu::GemmF32<lowrank::gpu::Tile, kTransposed>::Run(p);                             \
   }
 LOWRANK_GEMM_F32_KERNELS(LOWRANK_GEMM_F32_KERNEL)
+
+#define LOWRANK_EXPERTS_F32_KERNELS(X)                         \
+  X(experts_f32_128x128_kernel, LargeTile, false, 1)           \
+  X(experts_f32_32x64_kernel, SmallTile, false, 4)             \
+  X(experts_f32_transposed_128x128_kernel, LargeTile, true, 1) \
+  X(experts_f32_transposed_32x64_kernel, SmallTile, true, 4)
+
+#define LOWRANK_EXPERTS_F32_KERNEL(name, Tile, kTransposed, kMinBlocks)                            \
+  LOWRANK_KERNEL(name, lowrank::gpu::ExpertsF32Params, lowrank::gpu::Tile::kThreads, kMinBlocks) { \
+    lowrank::gpu::GemmF32<lowrank::gpu::Tile, kTransposed>::RunExperts(p);                         \
+  }
+LOWRANK_EXPERTS_F32_KERNELS(LOWRANK_EXPERTS_F32_KERNEL)

@@ -83,10 +83,7 @@ function routed(chosen: readonly number[], k: number, E: number, device: Device)
   return { route: routeRows(ids, { k, experts: E }), route64: route64(chosen, k, E) };
 }
 
-/** The devices that have kernels for it. */
-const HOSTS = DEVICES.filter((device) => !device.startsWith('cuda'));
-
-describe.each(HOSTS)('%s', (device) => {
+describe.each(DEVICES)('%s', (device) => {
   it.each(SPREADS)('routeRows: %s', async (spread) => {
     for (const [M, k, E] of [
       [0, 2, 3],
@@ -218,7 +215,7 @@ function layersOf({ format, doubleQuant }: WeightSpec): readonly Layer[] {
 const R = 5;
 type Shared = 'none' | 'own' | 'shared a' | 'shared b';
 
-describe.each(PRODUCTS.filter(({ device }) => HOSTS.includes(device)))(
+describe.each(PRODUCTS)(
   'expertsMatmul on $device in $dtype, $spec.name',
   ({ device, dtype, spec }) => {
     it('has the products, LoRA and gradients of float64', async () => {
@@ -309,7 +306,7 @@ async function checkLayer(
   }
 }
 
-describe.each(HOSTS.flatMap((device) => DTYPES.map((dtype) => ({ device, dtype }))))(
+describe.each(DEVICES.flatMap((device) => DTYPES.map((dtype) => ({ device, dtype }))))(
   'bits on $device in $dtype',
   ({ device, dtype }) => {
     const [M, k, E, N, K] = [90, 2, 6, 64, 96];

@@ -43,7 +43,8 @@ DType WeightDType(const Op& op) {
   } else if constexpr (std::is_same_v<Op, MatmulInputGradOp> ||
                        std::is_same_v<Op, LoraBackwardOp> ||
                        std::is_same_v<Op, LoraShrinkBackwardOp> ||
-                       std::is_same_v<Op, GroupedBackwardOp>) {
+                       std::is_same_v<Op, GroupedBackwardOp> ||
+                       std::is_same_v<Op, ExpertsBackwardOp>) {
     return op.dy.dtype;
   } else {
     return op.x.dtype;

@@ -38,4 +38,13 @@ struct GemmF32Params {
   bool accumulate;  // add to what y holds
 };
 
+/// The same of every expert with its own slots: M counts the slots, and the rows of the base
+/// product's x are those of `slots`. P is that of one expert; w, bias and the factor have the
+/// experts one after another. Slots without an expert get zeros.
+struct ExpertsF32Params {
+  GemmF32Params product;
+  ExpertSlots slots;
+  bool shared_factor;  // one for all
+};
+
 }  // namespace lowrank::gpu

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "native/host_device/params/expert_slots.h"
+
 namespace lowrank::gpu {
 
 /// Element types by number, in the order of lowrank::DType.
@@ -59,6 +61,15 @@ struct GemmMmaParams {
   bool vector_factors;  // so are h's and the factor's rows
 };
 
+/// The same of every expert with its own slots: M counts the slots, and x's rows are those of
+/// `slots` or, transposed, the slots. N is that of one expert. w, bias, lora_b [experts · N, r] and
+/// lora_a [experts · r, K] have the experts one after another. Slots without an expert get zeros.
+struct ExpertsMmaParams {
+  GemmMmaParams product;  // without splits
+  ExpertSlots slots;
+  bool shared_factor;  // one lora_b [N, r] or lora_a [r, K] for all
+};
+
 /// Bytes of shared memory of a kernel: stages of x and tiles of w, and before them the codes'
 /// stages, the staged scales and the codebook. At the end the output is staged over all of them.
 /// `bits` is 0 if the weight needs no codes.
@@ -95,6 +106,17 @@ constexpr uint32_t GemmMmaSharedBytes(uint32_t bits, bool transposed, uint32_t t
   X(matmul, false, general, kGeneral, 0, f16, ElementF16T, 64, 64, 2, 2)                             \
   X(input_grad, true, general, kGeneral, 0, bf16, ElementBF16T, 64, 64, 2, 2)                        \
   X(input_grad, true, general, kGeneral, 0, f16, ElementF16T, 64, 64, 2, 2)
+
+/// The kernels of experts, of ExpertsMmaParams.
+#define LOWRANK_EXPERTS_MMA_KERNELS(X)                                                               \
+  LOWRANK_GEMM_MMA_FORMATS(X, experts, false, 128, 128, 2, 2)                                        \
+  LOWRANK_GEMM_MMA_FORMATS(X, experts, false, 64, 64, 2, 3)                                          \
+  LOWRANK_GEMM_MMA_FORMATS(X, experts_grad, true, 128, 128, 2, 2)                                    \
+  LOWRANK_GEMM_MMA_FORMATS(X, experts_grad, true, 64, 64, 2, 3)                                      \
+  X(experts, false, general, kGeneral, 0, bf16, ElementBF16T, 64, 64, 2, 2)                          \
+  X(experts, false, general, kGeneral, 0, f16, ElementF16T, 64, 64, 2, 2)                            \
+  X(experts_grad, true, general, kGeneral, 0, bf16, ElementBF16T, 64, 64, 2, 2)                      \
+  X(experts_grad, true, general, kGeneral, 0, f16, ElementF16T, 64, 64, 2, 2)
 
 // clang-format on
 

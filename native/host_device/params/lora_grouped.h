@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "native/host_device/params/expert_slots.h"
 #include "native/host_device/params/lora_shrink.h"
 #include "native/host_device/philox.h"
 
@@ -116,6 +117,24 @@ struct GroupedParams {
   int32_t d_row_scale_element;
   int32_t accumulate;  // add to what out holds, or d_row_scale
   int32_t partial;     // more entries of the same rows follow: the sums stay in base
+};
+
+/// Makes the tables of a layer of experts, on the device: each expert is an adapter, and its slots
+/// are the adapter's rows. A block makes a tile and, up to `experts`, an adapter.
+constexpr int kExpertTableThreads = 128;
+struct ExpertTableParams {
+  ExpertSlots slots;
+  GroupedAdapter first;  // that of expert 0, without its slots
+  int64_t next_a;        // bytes from one expert's to the next; 0: all share it
+  int64_t next_b;
+  int64_t next_d_a;
+  int64_t next_d_b;
+  GroupedAdapter* adapters;  // [experts + 1]: the last has the slots of all
+  GroupedRowTile* tiles;     // [tiles]
+  int32_t* rows;             // [slots]: of x
+  int32_t* own;              // [slots]: the slots themselves
+  float* h;                  // [slots, r]: zeros of slots without an expert; or null
+  int32_t tile_count;
 };
 
 }  // namespace lowrank::gpu

@@ -22,39 +22,9 @@
 #include "native/cuda/plans/plan_streaming.h"
 #include "native/cuda/plans/products/plan_gemm_mma.h"
 #include "native/host_device/params/lora_grouped.h"
-#include "native/host_device/philox.h"
 
 namespace lowrank::cuda {
 namespace {
-
-/// The adapter in the form the kernels read.
-gpu::GroupedAdapter GpuAdapter(const AdapterRows& adapter, bool masked) {
-  gpu::GroupedAdapter e{};
-  const auto set = [](const TensorView& view, auto* data, int32_t* element) {
-    *data = view.present ? view.data : nullptr;
-    *element = LoraElementOf(view.dtype);
-  };
-  set(adapter.lora_a, &e.lora_a, &e.a_element);
-  set(adapter.lora_b, &e.lora_b, &e.b_element);
-  set(adapter.lora_bias, &e.lora_bias, &e.bias_element);
-  set(adapter.d_lora_a, &e.d_lora_a, &e.d_a_element);
-  set(adapter.d_lora_b, &e.d_lora_b, &e.d_b_element);
-  set(adapter.d_lora_bias, &e.d_lora_bias, &e.d_bias_element);
-  e.r = adapter.r();
-  e.first = adapter.first;
-  e.count = adapter.count;
-  e.h_begin = adapter.h_begin;
-  e.scaling = adapter.scaling;
-  e.threshold = DropoutThreshold(adapter.dropout);
-  e.kept_scale = static_cast<float>(1.0 / (1.0 - adapter.dropout));
-  e.gate_kind = masked                ? gpu::kLoraGateMask
-                : adapter.dropout > 0 ? gpu::kLoraGatePhilox
-                                      : gpu::kLoraGateNone;
-  e.accumulate_a = adapter.accumulate_d_lora_a ? 1 : 0;
-  e.accumulate_b = adapter.accumulate_d_lora_b ? 1 : 0;
-  e.accumulate_bias = adapter.accumulate_d_lora_bias ? 1 : 0;
-  return e;
-}
 
 /// The tables, in the order in which they are uploaded.
 class Tables {
@@ -65,7 +35,7 @@ class Tables {
     if (table.slots > 1) gates_ = WithOthers(table.gates, table.row_count, slots);
     for (int64_t e = 0; e < table.count; ++e) {
       const AdapterRows& adapter = table.adapters[e];
-      adapters_.push_back(GpuAdapter(adapter, masked));
+      adapters_.push_back(GroupedAdapterOf(adapter, masked));
       AddTiles(static_cast<int32_t>(e), adapter.first, adapter.count);
       largest_r_ = std::max(largest_r_, adapter.r());
       largest_tile_ = std::max(largest_tile_, std::min<int64_t>(adapter.count, gpu::kGroupedTile));
@@ -113,6 +83,7 @@ class Tables {
     int64_t count;
   };
   const std::vector<Layer>& layers() const { return layers_; }
+  GroupedSizes sizes() const { return {with_adapter_, largest_r_, largest_tile_}; }
   int64_t tiles_with_adapter() const { return with_adapter_; }
   /// Including those of empty slots.
   int64_t tiles_of_slots() const { return of_slots_; }
@@ -184,67 +155,6 @@ class Tables {
   int64_t largest_r_ = 0;
   int64_t largest_tile_ = 0;
 };
-
-/// A launch of `blocks` blocks for each tile of `cols` columns.
-Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows, int64_t cols,
-               gpu::GroupedParams params, Plan* plan) {
-  params.i_tiles = static_cast<uint32_t>(CeilDiv(rows, gpu::kGroupedTile));
-  params.j_tiles = static_cast<uint32_t>(CeilDiv(cols, gpu::kGroupedTile));
-  const int64_t all = blocks * params.i_tiles * params.j_tiles;
-  if (all == 0) return Status();
-  LaunchStep step;
-  step.kernel = kernel;
-  step.threads = gpu::kGroupedThreads;
-  step.shared_bytes = gpu::kGroupedSharedBytes;
-  LOWRANK_RETURN_IF_ERROR(SetGrid(op, all, 1, &step));
-  step.SetParams(params);
-  plan->steps.push_back(std::move(step));
-  return Status();
-}
-
-/// h of all rows. A block computes some ranks of eight rows: as many ranks as leave two blocks per
-/// multiprocessor, since it reads its rows once for all of them. No sum depends on that number.
-Status AddShrinkStep(const char* op, const Tables& tables, const DeviceLimits& device,
-                     gpu::GroupedParams params, Plan* plan) {
-  const int64_t row_groups = CeilDiv(tables.largest_tile(), gpu::kGroupedShrinkRows);
-  const int64_t rank_groups = CeilDiv(tables.largest_r(), gpu::kGroupedShrinkRanks);
-  const int64_t tiles = tables.tiles_with_adapter();
-  const int64_t all = tiles * row_groups * rank_groups;
-  if (all == 0) return Status();
-  const int64_t groups = std::clamp<int64_t>(all / (2 * device.sm_count), 1, rank_groups);
-  params.block_ranks = groups * gpu::kGroupedShrinkRanks;
-  params.j_tiles = static_cast<uint32_t>(CeilDiv(rank_groups, groups));
-  LaunchStep step;
-  step.kernel = "grouped_shrink_kernel";
-  step.threads = gpu::kGroupedShrinkThreads;
-  step.shared_bytes = sizeof(gpu::GroupedShrinkShared);
-  LOWRANK_RETURN_IF_ERROR(SetGrid(op, tiles * params.j_tiles, 1, &step));
-  step.grid.y = static_cast<uint32_t>(row_groups);
-  step.SetParams(params);
-  plan->steps.push_back(std::move(step));
-  return Status();
-}
-
-/// A launch whose reduction over `depth` is split into slices, by its length alone, and the launch
-/// that adds them.
-Status AddSlicedSteps(const char* op, const char* kernel, const char* sum, const Tables& tables,
-                      int64_t depth, int64_t h_elems, gpu::GroupedParams params,
-                      Workspace* workspace, Plan* plan) {
-  const int64_t spans = CeilDiv(depth, gpu::kGroupedSpan);
-  params.slice = std::max<int64_t>(CeilDiv(spans, gpu::kGroupedMostSlices), 1) * gpu::kGroupedSpan;
-  params.plane_elems = h_elems;
-  const int64_t slices = std::max<int64_t>(CeilDiv(depth, params.slice), 1);
-  if (slices > 1) params.planes = workspace->Take<float>(slices * h_elems);
-  const size_t steps = plan->steps.size();
-  LOWRANK_RETURN_IF_ERROR(
-      AddStep(op, kernel, tables.tiles_with_adapter(), 1, tables.largest_r(), params, plan));
-  if (slices == 1 || plan->steps.size() == steps) return Status();
-  plan->steps.back().grid.y = static_cast<uint32_t>(slices);
-  LOWRANK_RETURN_IF_ERROR(
-      AddStep(op, sum, tables.tiles_with_adapter(), 1, tables.largest_r(), params, plan));
-  plan->steps.back().shared_bytes = 0;  // its sums stay in registers
-  return Status();
-}
 
 /// The launches that add to rows, add(parameters, tiles): the first adds to the base product, the
 /// others to the sums of the one before.
@@ -384,7 +294,7 @@ Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspac
   params.K = op.x.cols;
   const ForwardCut cut = CutForward(op.table, tables, params.N, device);
   if (cut.cluster == 0) {
-    LOWRANK_RETURN_IF_ERROR(AddShrinkStep(op.kName, tables, device, params, plan));
+    LOWRANK_RETURN_IF_ERROR(AddGroupedShrink(op.kName, tables.sizes(), device, params, plan));
   }
   GemmMmaOperands base;
   base.x = op.x;
@@ -393,7 +303,7 @@ Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspac
   LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.y, device, workspace, &params, plan));
   return AddRowSteps(tables, params, [&](const gpu::GroupedParams& one, int64_t tiles) {
     if (cut.cluster != 0) return AddForwardStep(op.kName, cut, tiles, one, plan);
-    return AddStep(op.kName, "grouped_expand_kernel", tiles, 1, one.N, one, plan);
+    return AddGroupedStep(op.kName, "grouped_expand_kernel", tiles, 1, one.N, one, plan);
   });
 }
 
@@ -431,9 +341,8 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
   if (needs_a || needs_dx || needs_gates) {
     params.dh = workspace->Take<float>(op.table.h_elems);
     if (needs_gates) params.u = workspace->Take<float>(op.table.h_elems);
-    LOWRANK_RETURN_IF_ERROR(AddSlicedSteps(op.kName, "grouped_dh_kernel", "grouped_dh_sum_kernel",
-                                           tables, params.N, op.table.h_elems, params, workspace,
-                                           plan));
+    LOWRANK_RETURN_IF_ERROR(
+        AddGroupedDh(op.kName, tables.sizes(), op.table.h_elems, params, workspace, plan));
   }
   if (needs_gates) {
     gpu::GroupedParams gates = params;
@@ -441,8 +350,8 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
     gates.d_row_scale_element = LoraElementOf(op.d_row_scale.dtype);
     gates.accumulate = op.accumulate_d_row_scale ? 1 : 0;
     // One tile per block: one tile of one column.
-    LOWRANK_RETURN_IF_ERROR(
-        AddStep(op.kName, "grouped_gates_kernel", tables.tiles_of_slots(), 1, 1, gates, plan));
+    LOWRANK_RETURN_IF_ERROR(AddGroupedStep(op.kName, "grouped_gates_kernel",
+                                           tables.tiles_of_slots(), 1, 1, gates, plan));
     plan->steps.back().shared_bytes = 0;  // its sums stay in registers
   }
   if (needs_dx) {
@@ -455,16 +364,16 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
     params.accumulate = op.accumulate_dx && op.dx.dtype != DType::kF32 ? 1 : 0;
     LOWRANK_RETURN_IF_ERROR(
         AddRowSteps(tables, params, [&](const gpu::GroupedParams& one, int64_t tiles) {
-          return AddStep(op.kName, "grouped_dx_kernel", tiles, 1, one.K, one, plan);
+          return AddGroupedStep(op.kName, "grouped_dx_kernel", tiles, 1, one.K, one, plan);
         }));
   }
   if (needs_a) {
-    LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_da_kernel", op.table.count,
-                                    tables.largest_r(), params.K, params, plan));
+    LOWRANK_RETURN_IF_ERROR(AddGroupedStep(op.kName, "grouped_da_kernel", op.table.count,
+                                           tables.largest_r(), params.K, params, plan));
   }
   if (!needs_b) return Status();
-  return AddStep(op.kName, "grouped_db_kernel", op.table.count, params.N, tables.largest_r() + 1,
-                 params, plan);
+  return AddGroupedStep(op.kName, "grouped_db_kernel", op.table.count, params.N,
+                        tables.largest_r() + 1, params, plan);
 }
 
 }  // namespace lowrank::cuda

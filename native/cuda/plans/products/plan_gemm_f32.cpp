@@ -11,7 +11,8 @@ namespace {
 constexpr uint32_t kTileC = 16;
 
 struct F32Tile {
-  const char* kernel[2];  // plain, transposed
+  const char* kernel[2];   // plain, transposed
+  const char* experts[2];  // of experts
   int64_t tile_m;
   int64_t tile_p;
   uint32_t threads;
@@ -20,23 +21,25 @@ struct F32Tile {
 
 constexpr F32Tile kF32Tiles[] = {
     {{"gemm_f32_128x128_kernel", "gemm_f32_transposed_128x128_kernel"},
+     {"experts_f32_128x128_kernel", "experts_f32_transposed_128x128_kernel"},
      128,
      128,
      256,
      "untuned: 64 products for 16 shared-memory pieces; from a block a multiprocessor"},
     {{"gemm_f32_32x64_kernel", "gemm_f32_transposed_32x64_kernel"},
+     {"experts_f32_32x64_kernel", "experts_f32_transposed_32x64_kernel"},
      32,
      64,
      128,
      "untuned: eight times the blocks of the large tile, four a multiprocessor"},
 };
 
-int64_t Blocks(const F32Tile& tile, int64_t M, int64_t P) {
-  return (M + tile.tile_m - 1) / tile.tile_m * ((P + tile.tile_p - 1) / tile.tile_p);
+int64_t Blocks(const F32Tile& tile, const GemmMmaOperands& operands, int64_t P) {
+  return operands.RowTiles(tile.tile_m) * CeilDiv(P, tile.tile_p);
 }
 
-const F32Tile& SelectTile(int64_t M, int64_t P, const DeviceLimits& device) {
-  return Blocks(kF32Tiles[0], M, P) >= device.sm_count ? kF32Tiles[0] : kF32Tiles[1];
+const F32Tile& SelectTile(const GemmMmaOperands& operands, int64_t P, const DeviceLimits& device) {
+  return Blocks(kF32Tiles[0], operands, P) >= device.sm_count ? kF32Tiles[0] : kF32Tiles[1];
 }
 
 uint32_t SharedBytes(const F32Tile& tile) {
@@ -63,8 +66,8 @@ gpu::GemmF32Pass MakePass(const void* x, const gpu::GemmMmaWeight& w, int64_t C,
 Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan) {
   const bool transposed = operands.w_transposed;
-  const int64_t M = operands.x.rows;
-  const int64_t P = transposed ? operands.w.cols() : operands.w.rows();
+  const int64_t M = operands.M();
+  const int64_t P = transposed ? operands.w.cols() : operands.N();
   if (M == 0 || P == 0) return Status();
 
   TensorView x = operands.x;
@@ -77,9 +80,8 @@ Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
   gpu::GemmF32Params params{};
   if (operands.h != nullptr && operands.lora_factor.present) {
     const TensorView& factor = operands.lora_factor;
-    const int64_t r = transposed ? factor.rows : factor.cols;
-    params.passes[0] =
-        MakePass(operands.h, DenseWeightParams(factor), r, factor.cols, operands.scaling);
+    params.passes[0] = MakePass(operands.h, DenseWeightParams(factor), operands.r(), factor.cols,
+                                operands.scaling);
   }
   params.passes[1] = MakePass(x.data, WeightParams(operands.w), x.cols, operands.w.cols(), 1.0f);
   params.y = operands.y.data;
@@ -102,20 +104,26 @@ Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
     params.kept_scale = static_cast<float>(1.0 / (1.0 - dropout.p));
   }
 
-  const F32Tile& tile = SelectTile(M, P, device);
-  const int64_t blocks = Blocks(tile, M, P);
+  const F32Tile& tile = SelectTile(operands, P, device);
+  const int64_t blocks = Blocks(tile, operands, P);
   if (blocks > INT32_MAX) {
     return Status(Code::kUnsupported, "cuda: a product of " + std::to_string(blocks) +
                                           " tiles exceeds the largest grid, 2147483647");
   }
   params.tiles_p = (P + tile.tile_p - 1) / tile.tile_p;
   LaunchStep step;
-  step.kernel = tile.kernel[transposed ? 1 : 0];
+  const ExpertsOfProduct* experts = operands.experts;
+  step.kernel = (experts == nullptr ? tile.kernel : tile.experts)[transposed ? 1 : 0];
   step.SetTile(tile.tile_m, tile.tile_p);
   step.grid.x = static_cast<uint32_t>(blocks);
   step.threads = tile.threads;
   step.shared_bytes = SharedBytes(tile);
-  step.SetParams(params);
+  if (experts == nullptr) {
+    step.SetParams(params);
+  } else {
+    step.SetParams(gpu::ExpertsF32Params{params, ExpertSlotsOf(experts->route, experts->gather),
+                                         experts->shared_factor});
+  }
   plan->steps.push_back(std::move(step));
   return Status();
 }

@@ -7,6 +7,13 @@
 
 namespace lowrank::cuda {
 
+/// Whose slots a product of experts multiplies.
+struct ExpertsOfProduct {
+  RouteView route;
+  bool gather = false;         // x has the rows of the route, not its slots
+  bool shared_factor = false;  // lora_factor is one for all experts
+};
+
 /// The operands of one product; absent ones take no part.
 struct GemmMmaOperands {
   TensorView x;               // [M, K] bf16 | f16; dy [M, N] where w_transposed
@@ -25,7 +32,25 @@ struct GemmMmaOperands {
   bool x_made = false;        // an earlier step writes x; only for sums (PlanProductPlanes)
   TensorView y;               // [M, N] in x's dtype, or dx [M, K]
   Compute compute = Compute::kExact;  // kInt8: forward, rowwise weight (plan_gemm_int8.h)
+  /// Of a product of experts: M is the number of slots, and w [E · N, K], bias [E, N] and, if it is
+  /// not shared, lora_factor have those of all experts one after another. Null: of one weight.
+  const ExpertsOfProduct* experts = nullptr;
+
+  int64_t M() const { return experts == nullptr ? x.rows : experts->route.slots(); }
+  /// Rows of w, and of y's columns, that one product has.
+  int64_t N() const { return w.rows() / (experts == nullptr ? 1 : experts->route.experts); }
+  /// The rank of lora_factor.
+  int64_t r() const {
+    if (!w_transposed) return lora_factor.cols;
+    const bool all = experts != nullptr && !experts->shared_factor;
+    return lora_factor.rows / (all ? experts->route.experts : 1);
+  }
+  /// Tiles of `tile_m` rows, as many as there may be.
+  int64_t RowTiles(int64_t tile_m) const;
 };
+
+/// The slots as a kernel sees them.
+gpu::ExpertSlots ExpertSlotsOf(const RouteView& route, bool gather);
 
 /// Sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding, from x, x_made, w
 /// and w_transposed of the operands. For 16-bit x, if another kernel adds to them and rounds once.

@@ -40,6 +40,7 @@ Status PlanProductOfH(const GemmMmaOperands& operands, const DeviceLimits& devic
   if (operands.x.dtype == DType::kF32 || f32_weight) {
     return PlanGemmF32(operands, device, workspace, plan);
   }
+  if (operands.experts != nullptr) return PlanGemmMma(operands, device, workspace, plan);
   if (MayChooseByM(operands, device) && SmallMApplies(operands, device)) {
     return PlanMatmulSmallM(operands, device, workspace, plan);
   }
