@@ -42,8 +42,6 @@ const kNoisy: Readonly<Record<string, NoisyGradient>> = {
 const kDraws: Readonly<Record<string, readonly number[]>> = {
   'mixtral/top2': [0.55, 0.6, 0.7, 0.75, 0.8, 1, 1.05],
 };
-/** Models with experts, which run on host devices. */
-const kExperts: readonly string[] = ['mixtral/top2', 'gpt_oss/sinks_yarn'];
 const makeTape = (recording: boolean) => new ModelTape({ recording });
 
 describe.each([
@@ -62,11 +60,6 @@ describe.each([
       await withFolder(golden, generation, async (folder) => {
         const model = await runner.open(golden, folder);
         try {
-          if (device === 'cuda-emulated' && kExperts.includes(id)) {
-            // No kernels: the first call that reads a result says so.
-            expect(codeOf(() => model.logits(golden.batch, true))).toBe('ERR_UNSUPPORTED');
-            return;
-          }
           const [noisy, at] = dtype === 'bf16' ? [kNoisy[id], kDraws[id]] : [];
           await checkModel(golden, model, runner.precision, noisy, at);
         } finally {

@@ -21,7 +21,10 @@ export function route64(chosen: readonly number[], k: number, E: number): Route6
       if (e < E ? expert === e : dropped) order.push(i);
     });
   }
-  const inverse = order.map((_, i) => order.indexOf(i));
+  const inverse = new Array<number>(order.length);
+  order.forEach((pair, slot) => {
+    inverse[pair] = slot;
+  });
   return { order, inverse, offsets, k, E };
 }
 
