@@ -3,8 +3,12 @@ import { describe, expect, it } from 'vitest';
 import {
   adamwStep,
   captureStep,
+  combineRows,
+  combineRowsBackward,
   DeviceSeed,
   embedding,
+  expertsMatmul,
+  expertsMatmulBackward,
   full,
   GroupedLora,
   globalNorm,
@@ -16,7 +20,9 @@ import {
   memoryUsage,
   multiplyAdd,
   resetPeakMemory,
+  routeRows,
   scope,
+  selectExperts,
   synchronize,
   Tensor,
   weightGrad,
@@ -145,6 +151,42 @@ describe('a captured step', () => {
         const expected = DeviceSeed.from(s + 9, { device: 'cpu' }).keepMask([3, 5], 0.5);
         expect(step.result.mask.readSync()).toEqual(expected.readSync());
       }
+    });
+  });
+
+  it('routes rows to the experts that each replay chooses', async () => {
+    await scope(async () => {
+      const [M, k, E, N, K, r] = [9, 2, 5, 6, 8, 2] as const;
+      const x = random([M, K], 5);
+      const w = random([E * N, K], 6);
+      const lora = { loraA: random([E, r, K], 7), loraB: random([E, N, r], 8), scaling: 2 };
+      const router = random([E, K], 9);
+      const body = () => {
+        const { experts, gates } = selectExperts(matmul(x, router), { k });
+        const route = routeRows(experts, { k, experts: E });
+        const { y, h } = expertsMatmul(x, w, route, { lora });
+        const out = combineRows(y, route, { gates });
+        const { dy, dGates } = combineRowsBackward(out, route, { y, gates });
+        const back = expertsMatmulBackward(dy as Tensor, w, route, {
+          lora,
+          x,
+          h: h as Tensor,
+        });
+        return { out, dGates, ...back } as Record<string, Tensor>;
+      };
+      const step = captureStep(body, { device });
+      const found: string[] = [];
+      for (const seed of [1, 2, 3]) {
+        x.write(await Tensor.randn([M, K], { seed, device: 'cpu' }).read());
+        step.replay();
+        const eager = scope(body);
+        for (const [name, tensor] of Object.entries(eager)) {
+          expect(await (step.result[name] as Tensor).read(), name).toEqual(await tensor.read());
+        }
+        found.push(String(await (eager.out as Tensor).read()));
+      }
+      expect(new Set(found).size).toBe(3);
+      step.dispose();
     });
   });
 

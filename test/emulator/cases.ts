@@ -31,6 +31,7 @@ import { matrix } from '../oracle.js';
 import { attentionCases } from './attention-cases.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
+import { expertCases } from './expert-cases.js';
 import { families } from './family-cases.js';
 import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
@@ -255,5 +256,6 @@ export function kernelCases(): KernelCase[] {
     ...rmsNorms(),
     ...embeddings(),
     ...losses(),
+    ...expertCases(),
   ];
 }

@@ -22,7 +22,7 @@ import { crossEntropy, lossAndGradients } from '../oracle/decoder/training.js';
 import { source } from '../oracle/inputs.js';
 
 const [T, vocab] = [11, 50];
-const kHosts = ['cpu', 'reference'] as const;
+const kDevices = ['cpu', 'reference', 'cuda-emulated'] as const;
 
 function config(normalised: boolean) {
   return {
@@ -62,7 +62,7 @@ describe.each([true, false])('gates that sum to 1: %s', (normalised) => {
   const tensors = tensorsOf(fields);
   const ids = Int32Array.from({ length: T }, (_, i) => (13 * i + 5) % vocab);
 
-  it.each(kHosts)('logits and the gradient of the embedding on %s', (device) => {
+  it.each(kDevices)('logits and the gradient of the embedding on %s', (device) => {
     const folder = mkdtempSync(join(tmpdir(), 'lowrank-qwen-'));
     try {
       writeFileSync(join(folder, 'config.json'), JSON.stringify(fields));

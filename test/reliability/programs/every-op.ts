@@ -1,7 +1,11 @@
 /** One small call of every op, on one device, each leaving nothing behind. */
 import {
+  combineRows,
+  combineRowsBackward,
   type Device,
   dequantize,
+  expertsMatmul,
+  expertsMatmulBackward,
   FORMATS,
   LoraAdapter,
   LoraLinear,
@@ -15,7 +19,9 @@ import {
   matmulInputGrad,
   QuantizedWeight,
   quantize,
+  routeRows,
   scope,
+  selectExperts,
   synchronize,
   Tensor,
 } from '../../../lib/index.js';
@@ -118,6 +124,24 @@ export async function everyOp(device: Device): Promise<Operations> {
     const layer = new LoraLinear({ weight: nf4, bias, adapters: { default: adapter } });
     layer.forward(x, { seed: 12 });
     await layer.backward(dy).dx?.read();
+  });
+
+  add('a layer of experts', () => {
+    const E = 4; // of six rows of the weight each
+    const { experts, gates } = selectExperts(x.reshape([(M * K) / E, E]), { k: 1 });
+    const route = routeRows(experts, { k: K / E, experts: E });
+    const lora = {
+      loraA: loraA.reshape([1, r, K]),
+      loraB: loraB.reshape([E, N / E, r]),
+      scaling: 2,
+    };
+    const { y, h } = expertsMatmul(x, w, route, { lora });
+    const weights = { gates: gates.reshape([M, K / E]) };
+    const out = combineRows(y, route, weights);
+    const { dy: dSlots } = combineRowsBackward(out, route, { ...weights, y });
+    const operands = { lora, x, h: h as Tensor };
+    const { dx, dLoraA } = expertsMatmulBackward(dSlots as Tensor, w, route, operands);
+    return Promise.all([dx?.read(), dLoraA?.read()]);
   });
 
   const owned = [x, dy, w, bias, mask, loraA, loraB, nf4, int8];
