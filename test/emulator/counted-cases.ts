@@ -44,6 +44,7 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import { PLANAR_SPECS, planarCase } from '../conformance/planar-cases.js';
+import { countedExperts } from './expert-cases.js';
 
 /** The emulated device of a part: one process runs it. */
 export interface CountedPart {
@@ -457,6 +458,8 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 90, run: groupedFewRows },
   { sm: 80, multiprocessors: 2, run: groupedSegments },
   { sm: 80, run: attentionPasses },
+  { sm: 80, run: (device) => countedExperts(device, 64, 4) },
+  { sm: 80, multiprocessors: 2, run: (device) => countedExperts(device, 128, 2) },
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },

@@ -60,6 +60,33 @@ function routes(): KernelCase[] {
   }));
 }
 
+/** Equal logits, NaN and infinities; and sums that are exact in one order only. */
+function odd(): KernelCase[] {
+  return [
+    {
+      name: 'experts gates of equal logits',
+      run(device) {
+        const { NaN: nan, POSITIVE_INFINITY: most } = Number;
+        const values = [1, 3, 3, 0, 3, nan, 2, nan, 0, 0, 0, 0, -most, 5, -most, 4];
+        const { experts, gates } = selectExperts(Tensor.from(values, [4, 4], { device }), { k: 3 });
+        return hashOf([numbersOf(experts), gates]);
+      },
+    },
+    {
+      name: 'experts rows in one order',
+      run(device) {
+        // 2^25 - 2^25 + 1 is 1 from left to right, and 0 from right to left, where the 1 is lost.
+        const ids = Indices.from([2, 1, 0, 0, 1, 2], { limit: 3, device });
+        const route = routeRows(ids, { k: 3, experts: 3 });
+        const gates = Tensor.from([1, 1, 1, 1, 1, 1], [2, 3], { device });
+        const big = 2 ** 25;
+        const y = Tensor.from([1, big, -big, -big, big, 1], [6, 1], { device });
+        return hashOf([combineRows(y, route, { gates })]);
+      },
+    },
+  ];
+}
+
 function gates(): KernelCase[] {
   return DTYPES.flatMap((dtype) => [
     {
@@ -182,6 +209,41 @@ function products(): KernelCase[] {
   );
 }
 
+/** A layer of M tokens with two experts each, of whole tiles and pieces: what the counters are counted over. */
+export function countedExperts(device: Device, M: number, E: number): void {
+  const [k, N, K, r] = [2, 256, 256, 16];
+  for (const dtype of DTYPES) {
+    const logits = operand(M, 128, { seed: 7, dtype, device }).tensor;
+    const chosen = selectExperts(logits, { k });
+    selectExpertsBackward(operand(M, k, { seed: 3, device }).tensor, logits, chosen);
+    const ids = Array.from({ length: M * k }, (_, i) => (i * 5 + (i >> 3)) % E);
+    const route = routeRows(Indices.from(ids, { limit: E, device }), { k, experts: E });
+    const x = operand(M, K, { seed: 1, dtype, device }).tensor;
+    for (const spec of SPECS.filter(({ name }) =>
+      [`dense ${dtype}`, 'nf4', 'int8'].includes(name),
+    )) {
+      const { w } = weightOperand(spec, E * N, K, dtype, { seed: 2, device });
+      const factor = (seed: number, rows: number, cols: number) =>
+        operand(E * rows, cols, { seed, dtype, device, shape: [E, rows, cols] }).tensor;
+      const lora = { loraA: factor(5, r, K), loraB: factor(6, N, r), scaling: 1.5 };
+      const { y, h } = expertsMatmul(x, w, route, { lora });
+      const { gates } = chosen;
+      const out = combineRows(y, route, { gates });
+      const { dy } = combineRowsBackward(out, route, { gates, y });
+      const operands = { lora, x, h: h as Tensor, gather: true };
+      expertsMatmulBackward(dy as Tensor, w, route, operands);
+    }
+    // Rows that are no whole 16-byte pieces.
+    const ragged = weightOperand({ name: 'nf4', format: 'nf4' }, E * 64, 204, dtype, {
+      seed: 8,
+      device,
+    });
+    expertsMatmul(operand(M, 204, { seed: 9, dtype, device }).tensor, ragged.w, route);
+    const dRagged = operand(M * k, 64, { seed: 10, dtype, device }).tensor;
+    expertsMatmulBackward(dRagged, ragged.w, route);
+  }
+}
+
 export function expertCases(): KernelCase[] {
-  return [...routes(), ...gates(), ...products()];
+  return [...routes(), ...odd(), ...gates(), ...products()];
 }

@@ -1,22 +1,9 @@
 /// The ops that a decoder has around its linear layers, for cuda_plan_table.cpp.
 #pragma once
 
-#include <string>
-
 #include "test/native/cuda_plan_operands.h"
 
 namespace lowrank::plan_table {
-
-/// Is this an op without kernels: one of a layer of experts?
-inline bool HostOnly(const std::string& op) {
-  for (const char* name :
-       {RouteRowsOp::kName, SelectExpertsOp::kName, SelectExpertsBackwardOp::kName,
-        ExpertsForwardOp::kName, ExpertsBackwardOp::kName, CombineRowsOp::kName,
-        CombineRowsBackwardOp::kName}) {
-    if (op == name) return true;
-  }
-  return false;
-}
 
 /// The norms of a decoder, over M tokens of D features.
 template <typename Card>

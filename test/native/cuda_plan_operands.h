@@ -7,6 +7,14 @@
 
 namespace lowrank::plan_table {
 
+/// What a package has machine code for (cuda/tools/kernels.cmake).
+struct Architecture {
+  int sm;
+  const char* name;
+};
+constexpr Architecture kArchitectures[] = {{80, "sm_80"},  {86, "sm_86"},   {89, "sm_89"},
+                                           {90, "sm_90a"}, {100, "sm_100"}, {120, "sm_120"}};
+
 /// Of all types: what they point to is apart from one another.
 inline uintptr_t g_next = uintptr_t{1} << 40;
 

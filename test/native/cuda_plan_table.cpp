@@ -14,6 +14,7 @@
 #include "cuda/emulator/driver/device_model.h"
 #include "native/cuda/plans/plan.h"
 #include "native/host_device/params/gemm_wgmma.h"
+#include "test/native/cuda_plan_experts.h"
 #include "test/native/cuda_plan_model.h"
 
 namespace {
@@ -21,19 +22,13 @@ namespace {
 using namespace lowrank;
 using cuda::DeviceLimits;
 using cuda::Plan;
+using plan_table::Architecture;
+using plan_table::kArchitectures;
 using plan_table::Matrix;
 using plan_table::Some;
 using plan_table::Weight;
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
-
-/// What a package has machine code for (cuda/tools/kernels.cmake).
-struct Architecture {
-  int sm;
-  const char* name;
-};
-constexpr Architecture kArchitectures[] = {{80, "sm_80"},  {86, "sm_86"},   {89, "sm_89"},
-                                           {90, "sm_90a"}, {100, "sm_100"}, {120, "sm_120"}};
 
 DeviceLimits LimitsOf(int sm) { return cuda::LimitsOf(emu::driver::ModelOf(sm)); }
 
@@ -73,7 +68,7 @@ class Card {
              LOWRANK_FOR_EACH_OP(LOWRANK_NAME)
 #undef LOWRANK_NAME
          }) {
-      if (planned_.count(op) != 0 || plan_table::HostOnly(op)) continue;
+      if (planned_.count(op) != 0) continue;
       std::fprintf(stderr, "%s: no plan of %s\n", name_, op);
       complete = false;
     }
@@ -483,6 +478,7 @@ int main(int argc, char** argv) {
           }
         }
       }
+      plan_table::AddExpertLayers(dtype, &card);
       AddOptimizers(dtype, &card);
       for (const int64_t head_dim : {64, 128, 256}) AddAttention(dtype, head_dim, &card);
       for (const int64_t M : {1, 64, 512, 4096}) AddInt8(dtype, M, 4096, 4096, &card);

@@ -57,12 +57,11 @@ export interface CombineOptions {
  *
  * `out[m] = Σⱼ gates[m, j] · y[s]`
  *
- * j ascending in f32, rounded once. A dropped slot adds nothing. The bits are the same on `cpu` for any number of
- * threads and in any batch.
+ * j ascending in f32, rounded once. A dropped slot adds nothing. The bits do not depend on threads or on the
+ * batch, and are the same on `cpu` and CUDA devices.
  * @param y [slots, N], any dtype
  * @returns [rows, N], dtype of `y`
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM; reading the result throws
- *   ERR_UNSUPPORTED on a CUDA device
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example
  * const out = combineRows(y, route, { gates });
  */

@@ -87,8 +87,7 @@ export function routeHandles(op: string, route: unknown): RouteHandles {
  *
  * (Shazeer et al., Outrageously Large Neural Networks, 2017, arXiv:1701.06538). The result is the same on every device.
  * @param chosen [M · k] indices, row by row; {@link selectExperts} makes them
- * @throws ERR_TYPE, ERR_VALUE (k or experts out of range), ERR_SHAPE (k does not divide them), ERR_DISPOSED, ERR_OOM;
- *   reading a result throws ERR_UNSUPPORTED on a CUDA device
+ * @throws ERR_TYPE, ERR_VALUE (k or experts out of range), ERR_SHAPE (k does not divide them), ERR_DISPOSED, ERR_OOM
  * @example
  * const { experts, gates } = selectExperts(logits, { k: 2 });
  * const route = routeRows(experts, { k: 2, experts: 8 });

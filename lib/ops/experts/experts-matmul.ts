@@ -158,13 +158,14 @@ function checkCall(
  * `y[s] = x_s · w_eᵀ + bias_e + scaling · (x_s · loraA_eᵀ) · loraB_eᵀ`
  *
  * and 0 for a dropped slot. A quantised weight is decoded as in {@link matmul}, and the adapter's term is that of
- * {@link loraForward}: a slot has their bits for its row and its expert, whatever the other rows are. An expert of a
+ * {@link loraForward}: on `cpu` a slot has their bits for its row and its expert. On every device its bits do not depend
+ * on the other rows. An expert of a
  * blockwise format must begin with a block of scales, N · K a multiple of the blocksize (with double quantisation of 256
  * blocks).
  * @param x [rows, K], or [slots, K] with `gather: false`; f32, bf16 or f16
  * @param w [E · N, K], dense or quantised, frozen
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM, ERR_UNSUPPORTED (a weight with
- *   zeroPoints); reading a result throws ERR_UNSUPPORTED on a CUDA device
+ *   zeroPoints)
  * @example
  * const { y: both } = expertsMatmul(x, gateUp, route);
  * const { y } = expertsMatmul(inner, down, route, { gather: false });

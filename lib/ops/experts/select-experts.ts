@@ -61,7 +61,7 @@ function checkLogits(op: string, logits: Tensor): number {
  * in double, rounded once. `chosen` is the softmax over all experts with the k largest shares scaled to a sum of 1 (Jiang
  * et al., Mixtral of Experts, 2024, arXiv:2401.04088).
  * @param logits [..., E] of a router, any dtype
- * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; reading a result throws ERR_UNSUPPORTED on a CUDA device
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
  * const { experts, gates } = selectExperts(matmul(x, router), { k: 2 });
  */
@@ -89,8 +89,7 @@ export function selectExperts(logits: Tensor, options: SelectExpertsOptions): Se
  * @param logits of the forward pass
  * @param options `softmax` of the forward pass, and its results
  * @returns [..., E], dtype of `logits`
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM; reading the result throws
- *   ERR_UNSUPPORTED on a CUDA device
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example
  * const dLogits = selectExpertsBackward(dGates, logits, { experts, gates });
  */
