@@ -44,7 +44,8 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import { PLANAR_SPECS, planarCase } from '../conformance/planar-cases.js';
-import { countedExperts } from './expert-cases.js';
+import { countedExperts } from './counted-experts.js';
+import { quantized, random } from './counted-operands.js';
 
 /** The emulated device of a part: one process runs it. */
 export interface CountedPart {
@@ -56,22 +57,6 @@ export interface CountedPart {
 const DTYPES = ['f32', 'bf16', 'f16'] as const satisfies readonly DType[];
 const HALVES = ['bf16', 'f16'] as const satisfies readonly DType[];
 const FORMATS = ['nf4', 'int8', undefined] as const satisfies readonly (QuantFormat | undefined)[];
-
-/** Made on the host: the kernels of random values and of quantising are counted in `streaming` alone. */
-function random(device: Device, seed: number, shape: number[], dtype: DType): Tensor {
-  return Tensor.randn(shape, { seed, std: 0.1, dtype, device: 'cpu' }).to({ device });
-}
-
-function quantized(
-  device: Device,
-  seed: number,
-  shape: number[],
-  dtype: DType,
-  options: QuantizeOptions,
-): QuantizedWeight {
-  const dense = Tensor.randn(shape, { seed, std: 0.1, dtype, device: 'cpu' });
-  return quantize(dense, options).to({ device });
-}
 
 interface Product {
   readonly M: number;

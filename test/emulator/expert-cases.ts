@@ -209,41 +209,6 @@ function products(): KernelCase[] {
   );
 }
 
-/** A layer of M tokens with two experts each, of whole tiles and pieces: what the counters are counted over. */
-export function countedExperts(device: Device, M: number, E: number): void {
-  const [k, N, K, r] = [2, 256, 256, 16];
-  for (const dtype of DTYPES) {
-    const logits = operand(M, 128, { seed: 7, dtype, device }).tensor;
-    const chosen = selectExperts(logits, { k });
-    selectExpertsBackward(operand(M, k, { seed: 3, device }).tensor, logits, chosen);
-    const ids = Array.from({ length: M * k }, (_, i) => (i * 5 + (i >> 3)) % E);
-    const route = routeRows(Indices.from(ids, { limit: E, device }), { k, experts: E });
-    const x = operand(M, K, { seed: 1, dtype, device }).tensor;
-    for (const spec of SPECS.filter(({ name }) =>
-      [`dense ${dtype}`, 'nf4', 'int8'].includes(name),
-    )) {
-      const { w } = weightOperand(spec, E * N, K, dtype, { seed: 2, device });
-      const factor = (seed: number, rows: number, cols: number) =>
-        operand(E * rows, cols, { seed, dtype, device, shape: [E, rows, cols] }).tensor;
-      const lora = { loraA: factor(5, r, K), loraB: factor(6, N, r), scaling: 1.5 };
-      const { y, h } = expertsMatmul(x, w, route, { lora });
-      const { gates } = chosen;
-      const out = combineRows(y, route, { gates });
-      const { dy } = combineRowsBackward(out, route, { gates, y });
-      const operands = { lora, x, h: h as Tensor, gather: true };
-      expertsMatmulBackward(dy as Tensor, w, route, operands);
-    }
-    // Rows that are no whole 16-byte pieces.
-    const ragged = weightOperand({ name: 'nf4', format: 'nf4' }, E * 64, 204, dtype, {
-      seed: 8,
-      device,
-    });
-    expertsMatmul(operand(M, 204, { seed: 9, dtype, device }).tensor, ragged.w, route);
-    const dRagged = operand(M * k, 64, { seed: 10, dtype, device }).tensor;
-    expertsMatmulBackward(dRagged, ragged.w, route);
-  }
-}
-
 export function expertCases(): KernelCase[] {
   return [...routes(), ...odd(), ...gates(), ...products()];
 }
