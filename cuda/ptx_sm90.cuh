@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/gpu.cuh"
-#include "native/host_device/params/tensor_map.h"
+#include "native/host_device/params/parts/tensor_map.h"
 
 #if !defined(__CUDACC__)
 

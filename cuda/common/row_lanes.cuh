@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/gpu.cuh"
-#include "native/host_device/params/row_lanes.h"
+#include "native/host_device/params/parts/row_lanes.h"
 
 namespace lowrank::gpu {
 

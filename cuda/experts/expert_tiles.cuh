@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cuda/gpu.cuh"
-#include "native/host_device/params/expert_slots.h"
 #include "native/host_device/params/gemm_mma.h"
+#include "native/host_device/params/parts/expert_slots.h"
 
 namespace lowrank::gpu {
 

@@ -128,15 +128,16 @@ const kMeant = [
   [/^quantize_(4bit|8bit|rows)_/, [/^ld\.global 16$/]],
   [/^dequantize_/, [/^st\.global 16$/]],
 ];
-/** Except these: scales are a 64th of the elements, four random numbers of 16 bits are 8 bytes,
- * planes of sums are thin beside what was summed, features are gathered, and blocks of a few
- * features multiplied, element by element, a lane has one row of an adapter's norms, and of attention's
- * rows a warp reads neighbours of any type, and a thread an index. */
+/** Kernels without a wide access of memory: scales are a 64th of the elements, four random numbers of 16
+ * bits are 8 bytes, planes of sums are thin beside what was summed, features are gathered, choices of
+ * experts are scattered, blocks of a few features are multiplied element by element, a lane has one row of
+ * an adapter's norms, and in the rows of attention a warp reads neighbours of any type and a thread an
+ * index. */
 const kNarrow =
-  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|norm_total|optimizer_advance|map_features|attention_(rows|documents)|factored_norm|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
+  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|norm_total|optimizer_advance|map_features|attention_(rows|documents)|factored_norm|block_gemm_(wide|narrow)|grouped_\w+|select_experts(_backward)?|route_(count|scan|place)|expert_table)_kernel$/;
 /** LOWRANK_EARLY_KERNEL: those that begin with what no launch of their op before them wrote. */
 const kEarly =
-  /^(matmul_(small_m|wide_m)_(?!finish)|gemm_wgmma_128|(matmul|input_grad)_mma_|matmul_int8_(?!parts)|lora_shrink_|grouped_forward_)/;
+  /^(matmul_(small_m|wide_m)_(?!finish)|gemm_wgmma_128|(matmul|input_grad|experts|experts_grad)_mma_|matmul_int8_(?!parts)|lora_shrink_|grouped_forward_)/;
 /** Waits first where it rounds loraA, and stores early only there: a path that skips the first and takes the
  * second is none that a launch can take. The emulator's cases of norms go both ways. */
 const kWaitsWhereItStores = /^lora_shrink_f32_/;

@@ -36,7 +36,6 @@ import {
   multiplyAdd,
   type QuantFormat,
   QuantizedWeight,
-  type QuantizeOptions,
   quantize,
   rmsNormBackward,
   rmsNormForward,

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "native/host_device/params/tensor_map.h"
+#include "native/host_device/params/parts/tensor_map.h"
 
 namespace lowrank::gpu {
 

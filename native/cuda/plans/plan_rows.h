@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "native/cuda/plans/plan_streaming.h"
-#include "native/host_device/params/row_lanes.h"
+#include "native/host_device/params/parts/row_lanes.h"
 
 namespace lowrank::cuda {
 

@@ -3,7 +3,7 @@
 
 #include "native/host_device/params/elementwise.h"
 #include "native/host_device/params/gemm_mma.h"
-#include "native/host_device/params/row_lanes.h"
+#include "native/host_device/params/parts/row_lanes.h"
 
 namespace lowrank::gpu {
 

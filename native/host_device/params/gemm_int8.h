@@ -3,7 +3,7 @@
 #pragma once
 
 #include "native/host_device/params/gemm_mma.h"
-#include "native/host_device/params/tensor_map.h"
+#include "native/host_device/params/parts/tensor_map.h"
 
 namespace lowrank::gpu {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "native/host_device/params/expert_slots.h"
+#include "native/host_device/params/parts/expert_slots.h"
 
 namespace lowrank::gpu {
 

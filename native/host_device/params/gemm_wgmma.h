@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "native/host_device/params/lora_shrink.h"
-#include "native/host_device/params/tensor_map.h"
+#include "native/host_device/params/parts/tensor_map.h"
 
 namespace lowrank::gpu {
 

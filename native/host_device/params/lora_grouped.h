@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "native/host_device/params/expert_slots.h"
 #include "native/host_device/params/lora_shrink.h"
+#include "native/host_device/params/parts/expert_slots.h"
 #include "native/host_device/philox.h"
 
 namespace lowrank::gpu {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "native/host_device/params/elementwise.h"
-#include "native/host_device/params/row_lanes.h"
+#include "native/host_device/params/parts/row_lanes.h"
 
 namespace lowrank::gpu {
 
