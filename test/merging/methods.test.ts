@@ -254,7 +254,10 @@ const CASES: readonly (readonly [name: string, given: Given])[] = [
   ['knots', { ...mixed, settings: { density: 0.2, rank: 4 } }],
   ['pem', { ...same, weights: [0.4, 0.6, -1], settings: {} }],
   ['compeft', { ...same, weights: [0.4, 0.6, -1], settings: { density: 0.2 } }],
-  ['compeft', { ...same, weights: undefined, settings: { density: 0.1, magnitude: 'mean' } }],
+  ...['mean', 'mean-abs'].map(
+    (magnitude) =>
+      ['compeft', { ...same, weights: undefined, settings: { density: 0.1, magnitude } }] as const,
+  ),
   ['ema', { ...same, weights: undefined, settings: { decay: 0.9 } }],
   ['fedavg', { ...same, weights: [10, 30, 0], settings: {} }],
   ['ffa', { ...same, weights: [10, 30, 5], settings: {}, sameA: true }],

@@ -164,7 +164,9 @@ export function ternary(
     flat.reduce((all, value) => all + (value - mean) ** 2, 0) / (flat.length - 1),
   );
   const own = kept.filter((value) => value !== 0);
-  const alpha = magnitude === 'std' ? scale * std : own.reduce((a, b) => a + b, 0) / own.length;
+  const entries = magnitude === 'mean-abs' ? own.map(Math.abs) : own;
+  const alpha =
+    magnitude === 'std' ? scale * std : entries.reduce((a, b) => a + b, 0) / entries.length;
   let at = 0;
   return tensors.map((m) => map(m, () => alpha * Math.sign(kept[at++] as number)));
 }

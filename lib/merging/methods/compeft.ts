@@ -6,12 +6,15 @@ import { checkDensity, keepFromBound } from '../parts/prune.js';
 export interface CompeftSettings {
   /** The fraction of entries that are kept. */
   readonly density: number;
-  /** `std`: ComPEFT's magnitude, `scale` times the standard deviation. `mean`: STC's, the mean of the kept entries. */
+  /**
+   * `std`: ComPEFT's magnitude, `scale` times the standard deviation. `mean-abs`: STC's, the mean magnitude of the kept entries.
+   * `mean`: what ComPEFT's program computes for STC, the mean of the kept entries with their signs.
+   */
   readonly magnitude: string;
   readonly scale: number;
 }
 
-const kMagnitudes = ['std', 'mean'];
+const kMagnitudes = ['std', 'mean', 'mean-abs'];
 
 function checkSettings(settings: CompeftSettings): RefusedSetting | undefined {
   const { magnitude } = settings;
@@ -35,14 +38,17 @@ export function ternaryOf(
   }
   const keep = keepFromBound(all, density);
   const signs = tensors.map((tensor) => Int8Array.from(tensor, (value) => Math.sign(keep(value))));
-  let [kept, count, sum] = [0, 0, 0];
+  let [kept, magnitudes, count, sum] = [0, 0, 0, 0];
   for (const value of all) {
     sum += value;
     if (keep(value) === 0) continue;
     kept += value;
+    magnitudes += Math.abs(value);
     count += 1;
   }
-  if (magnitude === 'mean') return { signs, alpha: count === 0 ? 0 : kept / count };
+  if (magnitude !== 'std') {
+    return { signs, alpha: (magnitude === 'mean' ? kept : magnitudes) / Math.max(count, 1) };
+  }
   let squares = 0;
   for (const value of all) squares += (value - sum / n) ** 2;
   return { signs, alpha: scale * Math.sqrt(squares / Math.max(n - 1, 1)) };
@@ -51,7 +57,8 @@ export function ternaryOf(
 /**
  * ComPEFT: each adapter is compressed to signs and one magnitude before the adapters are added as `pem` adds them. The entries
  * of largest magnitude in all factors of an adapter are kept, one more than ⌊density · n⌋ as in the authors' program, and all
- * become α · sign. One adapter alone is only compressed. STC (Sattler et al., 2019, arXiv:1903.02891) is `magnitude: 'mean'`.
+ * become α · sign. One adapter alone is only compressed. STC (Sattler et al., 2019, arXiv:1903.02891) is
+ * `magnitude: 'mean-abs'`.
  */
 export const compeft = defineMerge<CompeftSettings>({
   merge: 'compeft',

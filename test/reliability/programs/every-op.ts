@@ -42,6 +42,7 @@ export async function everyOp(device: Device): Promise<Operations> {
   const mask = Tensor.from(new Float32Array(M * K).fill(1), [M, K], { device });
   const loraB = Tensor.randn([N, r], { seed: 5, device });
   const loraA = Tensor.randn([r, K], { seed: 6, device });
+  const logits = Tensor.randn([M, 4], { seed: 9, device }); // of experts
   const adapter = new LoraAdapter({ loraA, loraB, loraAlpha: 6, dropout: 0.25, loraBias: bias });
   const nf4 = quantize(w, { format: 'nf4', doubleQuant: true });
   const int8 = quantize(w, { format: 'int8' });
@@ -127,24 +128,23 @@ export async function everyOp(device: Device): Promise<Operations> {
   });
 
   add('a layer of experts', () => {
-    const E = 4; // of six rows of the weight each
-    const { experts, gates } = selectExperts(x.reshape([(M * K) / E, E]), { k: 1 });
-    const route = routeRows(experts, { k: K / E, experts: E });
+    const E = 4; // each has a quarter of the rows of the weight
+    const { experts, gates } = selectExperts(logits, { k: 2 });
+    const route = routeRows(experts, { k: 2, experts: E });
     const lora = {
       loraA: loraA.reshape([1, r, K]),
       loraB: loraB.reshape([E, N / E, r]),
       scaling: 2,
     };
     const { y, h } = expertsMatmul(x, w, route, { lora });
-    const weights = { gates: gates.reshape([M, K / E]) };
-    const out = combineRows(y, route, weights);
-    const { dy: dSlots } = combineRowsBackward(out, route, { ...weights, y });
+    const out = combineRows(y, route, { gates });
+    const { dy: dSlots } = combineRowsBackward(out, route, { gates, y });
     const operands = { lora, x, h: h as Tensor };
     const { dx, dLoraA } = expertsMatmulBackward(dSlots as Tensor, w, route, operands);
     return Promise.all([dx?.read(), dLoraA?.read()]);
   });
 
-  const owned = [x, dy, w, bias, mask, loraA, loraB, nf4, int8];
+  const owned = [x, dy, w, bias, mask, loraA, loraB, logits, nf4, int8];
   return {
     calls,
     dispose: () => {
