@@ -30,7 +30,7 @@ constexpr int kThreads = kRouteThreads;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
 /// Calls place(pair, slot) for the pairs of this block, from the slots in s.next on, which it
-/// moves.
+/// moves. A barrier comes before it reads s.next.
 template <typename PlaceFn>
 LOWRANK_DEVICE void WalkPairs(const RouteRowsParams& p, RouteShared& s, const PlaceFn& place) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -70,7 +70,6 @@ LOWRANK_DEVICE void WalkPairs(const RouteRowsParams& p, RouteShared& s, const Pl
 LOWRANK_DEVICE void CountBody(const RouteRowsParams& p) {
   RouteShared& s = DynamicShared<RouteShared>();
   for (int e = static_cast<int>(threadIdx.x); e <= p.experts; e += kThreads) s.next[e] = 0;
-  __syncthreads();
   WalkPairs(p, s, [](int64_t, int32_t) {});
   __syncthreads();
   for (int e = static_cast<int>(threadIdx.x); e <= p.experts; e += kThreads) {
@@ -121,7 +120,6 @@ LOWRANK_DEVICE void PlaceBody(const RouteRowsParams& p) {
   for (int e = static_cast<int>(threadIdx.x); e <= p.experts; e += kThreads) {
     s.next[e] = p.offsets[e] + p.counts[static_cast<int64_t>(e) * p.blocks + blockIdx.x];
   }
-  __syncthreads();
   WalkPairs(p, s, [&](int64_t pair, int32_t slot) {
     p.order[slot] = static_cast<int32_t>(pair);
     p.inverse[pair] = slot;

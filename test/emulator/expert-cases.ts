@@ -31,13 +31,14 @@ function numbersOf(indices: Indices): Tensor {
   return embedding(indices, Tensor.from(table, [limit, 1], { device }));
 }
 
-/** Pairs of which each seventh has no expert, and of which expert 1 has none. */
+/** Pairs of which each seventh names an expert that is not there, and of which expert 1 has none. */
 function routeOf(M: number, k: number, E: number, device: Device): ExpertRoute {
   const ids = Array.from({ length: M * k }, (_, i) => {
     const expert = (i * 5 + Math.floor(i / k)) % E;
-    return i % 7 === 3 ? E : expert === 1 ? 0 : expert;
+    if (i % 7 === 3) return i % 2 === 0 ? E : E + 2;
+    return expert === 1 ? 0 : expert;
   });
-  return routeRows(Indices.from(ids, { limit: E + 1, holes: true, device }), { k, experts: E });
+  return routeRows(Indices.from(ids, { limit: E + 3, holes: true, device }), { k, experts: E });
 }
 
 /** [M, k, E]: one pair, a turn and less, several turns, more experts than lanes, and several turns of a block. */
@@ -97,6 +98,7 @@ function gates(): KernelCase[] {
           [1, 1, 1],
           [5, 37, 4],
           [9, 130, 33],
+          [5, 1024, 2],
         ] as const) {
           for (const softmax of ['chosen', 'all'] as const) {
             const logits = operand(M, E, { seed: E, dtype, device, std: 2 }).tensor;
@@ -186,6 +188,7 @@ const shapes = ({ format, doubleQuant }: WeightSpec): Shape[] => {
     return [
       { M: 19, k: 2, E: 5, N: 13, K: 35, gather: true },
       { M: 9, k: 3, E: 4, N: 72, K: 136, gather: false, shared: 'b' },
+      { M: 1, k: 2, E: 9, N: 13, K: 35, gather: true },
       large,
     ];
   }
