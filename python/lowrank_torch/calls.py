@@ -25,6 +25,9 @@ FIELDS = {
     "lora_forward": "x w bias lora_a lora_b lora_bias mask dropout seed scaling h y",
     "lora_backward": "dy x w lora_a lora_b h mask dropout seed scaling "
     "dx d_lora_a d_lora_b d_bias d_lora_bias",
+    "attention": "q k v rope sinks sequences heads kv_heads head_dim window scale o lse",
+    "attention_backward": "q k v rope o lse d_o sequences heads kv_heads head_dim window scale "
+    "dq dk dv",
     "weight_quantize": "w format blocksize",
     "weight_from_parts": "format rows cols blocksize nested_blocksize codes codebook absmax "
     "absmax_8bit absmax_codebook nested_absmax absmax_offset",
@@ -113,6 +116,8 @@ def call(op, *operands, flags=0, result=None):
                 key.append(None)
                 words.append(value)
             else:
+                if not value.is_contiguous():
+                    refuse("ERR_SHAPE", f"{op}: operands", "without gaps", f"strides {value.stride()}")
                 device = value.device
                 key += (value.shape, value.dtype, device)
                 words.append(value.data_ptr())

@@ -8,7 +8,7 @@ from torch import nn
 from .base import Base
 from .errors import refuse
 from .layers import Frozen, Peft
-from .patch import Patched, attach, forward_of
+from .patch import Patched, forward_of
 
 _NAME = "default"
 
@@ -58,7 +58,7 @@ class LoraLinear(nn.Module):
     def _take_base(self, format):
         self.lowrank_base = Base(self.base_layer, format, False)
         self.lowrank_base.drop()
-        attach(self.base_layer, Patched(self.base_layer, Frozen, self.lowrank_base, "lowrank", True))
+        Patched(self.base_layer, Frozen, self.lowrank_base, "lowrank", True).attach(self.base_layer)
 
     @property
     def weight(self):

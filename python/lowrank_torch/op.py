@@ -54,11 +54,13 @@ def _backward(dy, x, weight, bias, a, b, scaling, dropout, seed, mask, lora_bias
     ]
     d_bias, d_a, d_b, d_lora_bias = (0 if each is None else each for each in made)
     if any(needs):
-        call("lora_backward", dy, _whole(x, "x") if needs[2] else 0, weight.handle,
-             _whole(a, "lora_a"), _whole(b, "lora_b"),
-              h if needs[3] else 0, 0 if mask is None else _whole(mask, "mask"),
-             double(dropout), unsigned(seed), float32(scaling),
-              0 if dx is None else dx, d_a, d_b, d_bias, d_lora_bias)  # fmt: skip
+        call(
+            "lora_backward", dy, _whole(x, "x") if needs[2] else 0, weight.handle,
+            _whole(a, "lora_a"), _whole(b, "lora_b"), h if needs[3] else 0,
+            0 if mask is None else _whole(mask, "mask"),
+            double(dropout), unsigned(seed), float32(scaling),
+            0 if dx is None else dx, d_a, d_b, d_bias, d_lora_bias,
+        )  # fmt: skip
     return [dx, *made]
 
 
@@ -119,10 +121,27 @@ def _(dy, x, w, bias, lora_a, lora_b, scaling, dropout, seed, mask, lora_bias, w
     return [each.new_empty(each.shape) for each, need in zip(like, needs) if need]
 
 
-def _refuse_second(*_):
-    raise LowrankError(
-        "ERR_UNSUPPORTED", "lora_linear: gradients must be of first order, got a second one (create_graph)"
-    )
+def _no_second(*_):
+    raise LowrankError("ERR_UNSUPPORTED", "gradients must be of first order, got a second one (create_graph)")
+
+
+class _Last(torch.autograd.Function):
+    """A gradient that has none."""
+
+    @staticmethod
+    def forward(ctx, gradient, _):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, *_):
+        _no_second()
+
+
+def refuse_second(gradients, dy):
+    """The gradients that a backward pass returns, which refuse to be differentiated."""
+    if not torch.is_grad_enabled():  # no create_graph
+        return gradients
+    return [None if each is None else _Last.apply(each, dy) for each in gradients]
 
 
 def _setup(ctx, inputs, output):
@@ -156,7 +175,7 @@ def _op_backward(ctx, dy, _):
 
 torch.library.register_autograd("lowrank::lora_linear", _op_backward, setup_context=_setup)
 torch.library.register_autograd(
-    "lowrank::lora_linear_backward", _refuse_second, setup_context=lambda ctx, inputs, output: None
+    "lowrank::lora_linear_backward", _no_second, setup_context=lambda ctx, inputs, output: None
 )
 
 
@@ -176,25 +195,9 @@ class _Eager(torch.autograd.Function):
         weight, scaling, dropout, seed = ctx.rest
         need = ctx.needs_input_grad
         needs = (need[0], need[2], need[3], need[4], need[5])
-        dx, d_bias, d_a, d_b, d_lora_bias = _backward(
-            dy, x, weight, bias, a, b, scaling, dropout, seed, mask, lora_bias, h, needs
-        )
-        if torch.is_grad_enabled():  # create_graph
-            first = [None if each is None else _Last.apply(each, dy) for each in (dx, d_bias, d_a, d_b, d_lora_bias)]
-            dx, d_bias, d_a, d_b, d_lora_bias = first
+        made = _backward(dy, x, weight, bias, a, b, scaling, dropout, seed, mask, lora_bias, h, needs)
+        dx, d_bias, d_a, d_b, d_lora_bias = refuse_second(made, dy)
         return dx, None, d_bias, d_a, d_b, d_lora_bias, None, None, None, None, None
-
-
-class _Last(torch.autograd.Function):
-    """A gradient that has none."""
-
-    @staticmethod
-    def forward(ctx, gradient, _):
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, *_):
-        _refuse_second()
 
 
 def _refuse_trained(w):

@@ -6,6 +6,7 @@ import warnings
 import torch
 from torch import nn
 
+from .attention import with_attention
 from .base import Base, quantised_already
 from .errors import refuse
 from .layers import KINDS, Frozen
@@ -30,6 +31,10 @@ class Patched:
         self.kind, self.base, self.dropout, self.permanent = kind, base, dropout, permanent
         self.own_forward = module.__dict__.get("forward")  # another program's, on the instance
         self.merges = None
+
+    def attach(self, module):
+        module._lowrank = self
+        module.forward = functools.partial(_forward, module)
 
     def drop(self, module):
         """Drops torch's weight where there is a quantised copy."""
@@ -101,6 +106,14 @@ def _reason(kind, module):
     return f"its weight is {str(weight.dtype).replace('torch.', '')}"
 
 
+def _parents(model):
+    """Modules that hold a layer with an adapter, such as the one of attention its projections."""
+    for module in model.modules():
+        held = (child.__dict__.get("_lowrank") for child in module.children())
+        if "_lowrank" not in module.__dict__ and any(each and each.kind is not Frozen for each in held):
+            yield module
+
+
 def _plan(model, format, drops, dropout, report):
     """(layer, what it will remember) for each; the model is not changed yet."""
     shared = _shared(model)
@@ -124,7 +137,7 @@ def _plan(model, format, drops, dropout, report):
     return planned.items()
 
 
-def patch(model, format=None, keep_weight=True, dropout="lowrank"):
+def patch(model, format=None, keep_weight=True, dropout="lowrank", attention=True):
     """Replaces the forward of layers with a LoRA adapter (loralib.Linear, PEFT's lora.Linear, and
     layers with the attributes of either) and of frozen nn.Linear layers, in place.
 
@@ -134,6 +147,8 @@ def patch(model, format=None, keep_weight=True, dropout="lowrank"):
         has the values of the copy
     :param dropout: "lowrank" draws masks in the kernels, from a seed of torch's generator; "torch"
         draws the masks that the unpatched model would have
+    :param attention: True: F.scaled_dot_product_attention is the library's in modules that hold
+        such a layer, where it is causal, without a mask and dropout, in f32 or bf16 on the CPU
     :returns: a Report of what was patched, and of what was left alone and why
     :raises LowrankError: ERR_VALUE for another `dropout`, ERR_FORMAT for an unknown format. The
         model is then as it was"""
@@ -142,23 +157,44 @@ def patch(model, format=None, keep_weight=True, dropout="lowrank"):
     unpatch(model)
     report = Report()
     for module, patched in _plan(model, format, not keep_weight, dropout, report):
-        attach(module, patched)
+        patched.attach(module)
         if not keep_weight:
             patched.drop(module)
+    for module in _parents(model) if attention else ():
+        Around(module).attach(module)
     for name, why in report.skipped.items():
         warnings.warn(f"lowrank: {name or 'the model'} is left alone: {why}", stacklevel=2)
     return report
 
 
-def attach(module, patched):
-    module._lowrank = patched
-    module.forward = functools.partial(_forward, module)
+class Around:
+    """What a module with patched layers remembers, in `_lowrank_around`: it calls their attention."""
+
+    def __init__(self, module):
+        self.own_forward = module.__dict__.get("forward")
+
+    def attach(self, module):
+        module._lowrank_around = self
+        module.forward = functools.partial(_forward_around, module)
+
+    def detach(self, module):
+        del module._lowrank_around, module.forward
+        if self.own_forward is not None:
+            module.forward = self.own_forward
+
+
+def _forward_around(module, *args, **kwargs):
+    own = module._lowrank_around.own_forward
+    forward = functools.partial(type(module).forward, module) if own is None else own
+    return with_attention(forward, *args, **kwargs)
 
 
 def unpatch(model):
     """Gives layers their own forward back, and their weights: dropped ones have the rounding of
     their format."""
     for module in model.modules():
+        if "_lowrank_around" in module.__dict__:
+            module._lowrank_around.detach(module)
         patched = module.__dict__.get("_lowrank")
         if patched is None or patched.permanent:
             continue

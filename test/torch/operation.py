@@ -1,14 +1,18 @@
 """lora_linear and Weight: values, gradients, dispatch by torch, and what they refuse."""
 
 import copy
+import ctypes
 import pickle
+import types
 import unittest
 import warnings
+from unittest import mock
 
 import torch
 from torch import nn
 
 from shapes import bitsandbytes_linear, distance, lowrank, refused
+from lowrank_torch.calls import call
 
 
 def operands(M=(3, 5), N=48, K=64, r=8, dtype=torch.float32, seed=0):
@@ -271,6 +275,26 @@ class Hostile(unittest.TestCase):
             with self.subTest(code=code, words=words), refused(self, code, *words):
                 call(**given)
             self.assertTrue(torch.equal(call(), good))
+
+    def test_memory_of_a_gpu_is_described_as_such(self):
+        class OnGpu:
+            """What `call` asks of a tensor; no machine has 64 GPUs."""
+
+            def __init__(self, like):
+                self.like, self.device = like, torch.device("cuda:63")
+
+            def __getattr__(self, name):
+                return getattr(self.like, name)
+
+        x, w = OnGpu(torch.ones(2, 8)), torch.ones(4, 8)
+        weight, y = lowrank.Weight.wrap(w), OnGpu(torch.empty(2, 4))
+        stream = types.SimpleNamespace(cuda_stream=0, synchronize=lambda: None)
+        with mock.patch("torch.cuda.current_stream", lambda device: stream):
+            with refused(self, "ERR_DEVICE", "cuda:63", "host"):
+                call("matmul", x, weight.handle, 0, y)
+            name, made = ctypes.create_string_buffer(b"nf4"), ctypes.byref(ctypes.c_void_p())
+            with refused(self, "ERR_DEVICE", "cuda:63"):
+                call("weight_quantize", OnGpu(torch.ones(4, 8)), ctypes.addressof(name), 0, result=made)
 
     def test_a_trained_weight(self):
         x, w, bias, a, b, _ = operands()
