@@ -51,14 +51,6 @@ def reference():
         _computes_with = before
 
 
-def _device_word(device):
-    if device.type == "cpu":
-        return 1
-    if device.type == "cuda":
-        return 2 | (device.index or 0) << 32
-    return refuse("ERR_DEVICE", "tensors", "on the CPU or a CUDA device", f'"{device}"')
-
-
 class Frame:
     """The memory of a call: its struct, and a DLTensor for each of its tensors."""
 
@@ -88,7 +80,7 @@ class Frame:
         if len(shape) > 2:
             shape = (shape[:-1].numel(), shape[-1])
         words = self.words
-        words[at + 1] = _device_word(tensor.device)
+        words[at + 1] = 1 if tensor.is_cpu else 2 | tensor.get_device() << 32  # kDLCPU, kDLCUDA
         words[at + 2] = len(shape) | (code | bits << 8 | 1 << 16) << 32
         words[at + 3] = self.base + 8 * (at + 6)  # shape; strides and byte_offset are 0
         words[at + 6 : at + 6 + len(shape)] = shape
@@ -109,19 +101,23 @@ def call(op, *operands, flags=0, result=None):
 
     :raises LowrankError: what the library refuses"""
     library.follow_threads()
-    key, words, device = [op], [], None
+    key, words, place = [op], [], -1
     try:
         for value in operands:
             if value.__class__ is int:
                 key.append(None)
                 words.append(value)
-            else:
-                if not value.is_contiguous():
-                    refuse("ERR_SHAPE", f"{op}: operands", "without gaps", f"strides {value.stride()}")
-                device = value.device
-                key += (value.shape, value.dtype, device)
+            elif value.is_contiguous():
+                if not value.is_cpu and not value.is_cuda:
+                    refuse("ERR_DEVICE", f"{op}: operands", "on the CPU or a CUDA device", value.device)
+                place = value.get_device()
+                key += (value.shape, value.dtype, place)
                 words.append(value.data_ptr())
+            else:
+                refuse("ERR_SHAPE", f"{op}: operands", "without gaps", f"strides {value.stride()}")
     except (AttributeError, RuntimeError) as error:
+        if isinstance(error, LowrankError):
+            raise
         raise LowrankError("ERR_TYPE", f"{op}: operands must be tensors with memory: {error}") from None
     key = tuple(key)
     frames = _frames.by_key
@@ -131,18 +127,18 @@ def call(op, *operands, flags=0, result=None):
             frames.clear()
         frame = frames[key] = Frame(op, operands)
     target = frame.words
-    for place, word in zip(frame.places, words):
-        target[place] = word
+    for at, word in zip(frame.places, words):
+        target[at] = word
     # The library refuses operands of different devices, so that any one of them tells.
-    on_gpu = device is not None and device.type == "cuda"
+    on_gpu = place >= 0
     target[1] = flags << 32 | (0 if on_gpu else _computes_with)
     if result is None:
         # 1 is the driver's name of the default stream, 0 means "return when it is done".
-        target[2] = (torch.cuda.current_stream(device).cuda_stream or 1) if on_gpu else 0
+        target[2] = (torch.cuda.current_stream(place).cuda_stream or 1) if on_gpu else 0
         code = frame.function(frame.argument)
     else:
         if on_gpu:
-            torch.cuda.current_stream(device).synchronize()
+            torch.cuda.current_stream(place).synchronize()
         code = frame.function(frame.argument, result)
     if code != 0:
         check(code)

@@ -20,7 +20,7 @@ class Report:
         self.adapters, self.frozen, self.skipped = [], [], {}
 
     def __repr__(self):
-        text = f"{len(self.adapters)} layers with an adapter and {len(self.frozen)} frozen ones patched"
+        text = f"patched {len(self.adapters)} layers with an adapter and {len(self.frozen)} frozen"
         return text + "".join(f"\n  {name} left alone: {why}" for name, why in self.skipped.items())
 
 
@@ -106,11 +106,15 @@ def _reason(kind, module):
     return f"its weight is {str(weight.dtype).replace('torch.', '')}"
 
 
+def _adapts(module):
+    patched = module.__dict__.get("_lowrank")
+    return hasattr(module, "lowrank_base") or (patched is not None and patched.kind is not Frozen)
+
+
 def _parents(model):
     """Modules that hold a layer with an adapter, such as the one of attention its projections."""
     for module in model.modules():
-        held = (child.__dict__.get("_lowrank") for child in module.children())
-        if "_lowrank" not in module.__dict__ and any(each and each.kind is not Frozen for each in held):
+        if not _adapts(module) and "_lowrank" not in module.__dict__ and any(map(_adapts, module.children())):
             yield module
 
 

@@ -73,7 +73,8 @@ class Weight:
 
         :raises LowrankError: ERR_SHAPE, ERR_DTYPE or ERR_DEVICE for a tensor that cannot be one"""
         if w.dim() != 2 or not w.is_contiguous():
-            refuse("ERR_SHAPE", "w", "a contiguous [N, K]", f"{list(w.shape)}, strides {w.stride()}")
+            strides = w.stride() if w.layout is torch.strided else w.layout
+            refuse("ERR_SHAPE", "w", "a contiguous [N, K]", f"{list(w.shape)}, strides {strides}")
         frame = Frame("dequantize", [0, w])
         at = frame.places[1]
         frame.words[at] = w.data_ptr()

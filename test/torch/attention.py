@@ -2,12 +2,14 @@
 
 import copy
 import unittest
+from itertools import product
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from shapes import Gpt, Loralib, distance, lowrank, refused
+from lowrank_torch import LoraLinear
 from lowrank_torch.attention import _Attention, with_attention
 
 
@@ -83,17 +85,17 @@ class Attention(unittest.TestCase):
 
     def test_which_modules_have_it(self):
         class Own(nn.Module):
-            def __init__(self):
+            def __init__(self, layer):
                 super().__init__()
-                self.layer = Loralib(16, 16)
+                self.layer = layer
 
             def forward(self, x):
                 q = self.layer(x).view(1, 4, 2, 8).transpose(1, 2)
                 return F.scaled_dot_product_attention(q, q, q, is_causal=True)
 
         x = torch.randn(1, 4, 16)
-        for attention in (True, False):
-            model = nn.Sequential(Own())
+        for attention, layer in product((True, False), (Loralib, LoraLinear)):
+            model = nn.Sequential(Own(layer(16, 16, 2, 4)))
             lowrank.patch(model, attention=attention)
             self.assertEqual(name_of(model(x)) == "_AttentionBackward", attention)
             self.assertEqual(name_of(copy.deepcopy(model)(x)) == "_AttentionBackward", attention)

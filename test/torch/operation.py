@@ -281,7 +281,10 @@ class Hostile(unittest.TestCase):
             """What `call` asks of a tensor; no machine has 64 GPUs."""
 
             def __init__(self, like):
-                self.like, self.device = like, torch.device("cuda:63")
+                self.like, self.is_cpu, self.is_cuda = like, False, True
+
+            def get_device(self):
+                return 63
 
             def __getattr__(self, name):
                 return getattr(self.like, name)

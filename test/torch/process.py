@@ -1,9 +1,12 @@
 """The library inside a process: forks, threads, leaks, the search for its file, warnings."""
 
 import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import unittest
 import warnings
@@ -155,6 +158,31 @@ class Process(unittest.TestCase):
         self.assertTrue(out.startswith("ERR_DEVICE liblowrank.so.1 is not found"), out)
         self.assertIn("npx lowrank build --c-api", out)
         self.assertIn("/nowhere/liblowrank.so.1", out)
+
+    def test_where_the_library_is_looked_for(self):
+        here = os.path.dirname(os.path.abspath(lowrank.__file__))
+        library = os.environ.get("LOWRANK_LIBRARY") or os.path.join(here, "../../build/Release/liblowrank.so.1")
+        look = "import lowrank_torch; print(lowrank_torch.library()._name)"
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(here, os.path.join(folder, "python", "lowrank_torch"))
+            work, room = os.path.join(folder, "a", "b"), os.path.join(folder, "a/node_modules/lowrank/build/Release")
+            os.makedirs(work), os.makedirs(room)
+            command = os.path.join(folder, "lowrank")
+            with open(command, "w") as file:
+                file.write(f"#!/bin/sh\necho '{json.dumps({'cLibrary': os.path.abspath(library)})}'\n")
+            os.chmod(command, 0o755)
+            env = {name: value for name, value in os.environ.items() if name not in ("LOWRANK_LIBRARY", "PYTHONPATH")}
+            env.update(PYTHONPATH=os.path.join(folder, "python"), PATH=f"{folder}:{env['PATH']}")
+
+            def found():
+                run = subprocess.run([sys.executable, "-c", look], cwd=work, env=env, capture_output=True, text=True)
+                return run.stdout.strip() or run.stderr
+
+            system = found()
+            self.assertIn(system, (os.path.abspath(library), "liblowrank.so.1"))
+            os.symlink(os.path.abspath(library), os.path.join(room, "liblowrank.so.1"))
+            self.assertEqual(os.path.realpath(found()), os.path.realpath(library))
+            self.assertIn("node_modules", found())
 
     def test_a_device_that_is_not_there(self):
         with refused(self, "ERR_DEVICE", "nowhere"):
