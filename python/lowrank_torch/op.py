@@ -234,6 +234,8 @@ def lora_linear(x, w, bias, lora_a, lora_b, scaling, dropout=0.0, seed=0, *, mas
         return torch.ops.lowrank.lora_linear(
             x, None, bias, lora_a, lora_b, scaling, dropout, seed, mask, lora_bias, w.number, w.shape[0]
         )[0]
+    if torch._C._are_functorch_transforms_active():
+        refuse("ERR_UNSUPPORTED", "lora_linear", "called by autograd or torch.compile", "a torch.func transform")
     if tensor:
         w = _whole(w, "w")  # the handle only has its address
         weight = dense_weight(w)

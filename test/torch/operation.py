@@ -182,6 +182,17 @@ class Torch(unittest.TestCase):
             with refused(self, "ERR_UNSUPPORTED", "first order"):
                 dx.sum().backward()
 
+    def test_transforms_of_functions_are_refused(self):
+        x, w, bias, a, b, _ = (t.detach() for t in operands())
+
+        def loss(a):
+            return lowrank.lora_linear(x, w, bias, a, b, 2.0).sum()
+
+        with refused(self, "ERR_UNSUPPORTED", "torch.func"):
+            torch.func.grad(loss)(a)
+        with refused(self, "ERR_UNSUPPORTED", "torch.func"):
+            torch.func.vmap(loss)(a[None])
+
     def test_inference_mode(self):
         x, w, bias, a, b, _ = operands()
         with torch.inference_mode():

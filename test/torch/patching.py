@@ -213,11 +213,14 @@ class Weights(unittest.TestCase):
             with self.assertRaisesRegex(RuntimeError, "size mismatch"):
                 model.load_state_dict({n: t[:4] if n == "blocks.0.up.weight" or "base_layer.weight" in n else t for n, t in state.items()})
 
-    def test_a_tied_head_is_not_quantised(self):
+    def test_shared_weights_are_not_quantised(self):
         model = Gpt()
         model.head.weight = model.token.weight
+        model.blocks[1].up.weight = model.blocks[0].up.weight
         lowrank.patch(model, "nf4", keep_weight=False)
         self.assertEqual(model.token.weight.numel(), 96 * 64)
+        self.assertIs(model.blocks[1].up.weight, model.blocks[0].up.weight)
+        self.assertEqual(model.blocks[1].up.weight.numel(), 256 * 64)
         train(model, 1)
 
     def test_other_dtypes(self):

@@ -139,7 +139,7 @@ class Process(unittest.TestCase):
         names = {"OMP_WAIT_POLICY": None, "LOWRANK_LIBRARY": os.environ.get("LOWRANK_LIBRARY"), **env}
         env = {name: value for name, value in {**os.environ, **names}.items() if value is not None}
         program = f"import sys; sys.path[:0] = {sys.path!r}\nimport torch, lowrank_torch as lowrank\n{program}"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+        done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, env=env)
         return done.stdout, done.stderr
 
     def test_one_warning_of_threads_that_spin(self):
