@@ -144,7 +144,8 @@ class Process(unittest.TestCase):
 
     def test_one_warning_of_threads_that_spin(self):
         product = "lowrank.lora_linear(torch.ones(1, 8), torch.ones(8, 8), None, None, None, 1.0)\n"
-        program = f"torch.set_num_threads(64)\n{product}torch.set_num_threads(63)\n{product}"
+        cores = max(2, len(os.sched_getaffinity(0)))
+        program = "".join(f"torch.set_num_threads({n})\n{product}" for n in (cores, cores + 1))
         _, heard = self.child(program)
         self.assertEqual(heard.count("RuntimeWarning: lowrank: set OMP_WAIT_POLICY=passive"), 1, heard)
         _, heard = self.child(program, OMP_WAIT_POLICY="passive")
@@ -181,8 +182,9 @@ class Process(unittest.TestCase):
             system = found()
             self.assertIn(system, (os.path.abspath(library), "liblowrank.so.1"))
             os.symlink(os.path.abspath(library), os.path.join(room, "liblowrank.so.1"))
-            self.assertEqual(os.path.realpath(found()), os.path.realpath(library))
-            self.assertIn("node_modules", found())
+            local = found()
+            self.assertIn("node_modules", local)
+            self.assertEqual(os.path.realpath(local), os.path.realpath(library))
 
     def test_a_device_that_is_not_there(self):
         with refused(self, "ERR_DEVICE", "nowhere"):
