@@ -46,7 +46,10 @@ def measure(M, N, K, r, dtype, seconds):
             layer().backward(dy)
             times[name].append(1e3 * (time.perf_counter() - start))
     times = {name: sorted(taken[1:]) for name, taken in times.items()}
-    return {name: {"min_ms": taken[0], "median_ms": taken[len(taken) // 2]} for name, taken in times.items()}
+    return {
+        name: {"min_ms": taken[0], "median_ms": taken[len(taken) // 2]}
+        for name, taken in times.items()
+    }
 
 
 if __name__ == "__main__":
@@ -58,5 +61,7 @@ if __name__ == "__main__":
     torch.set_num_threads(job["threads"])
     for name in job["dtypes"]:
         for layer in job["layers"]:
-            times = measure(*layer, {"f32": torch.float32, "bf16": torch.bfloat16}[name], job["seconds"])
+            times = measure(
+                *layer, {"f32": torch.float32, "bf16": torch.bfloat16}[name], job["seconds"]
+            )
             print(json.dumps({"dtype": name, "layer": layer, **times}), flush=True)

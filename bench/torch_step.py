@@ -41,7 +41,10 @@ class LoraLinear(nn.Linear):
         self.bias.requires_grad_(False)
 
     def forward(self, x):
-        return F.linear(x, self.weight, self.bias) + (x @ self.lora_A.t() @ self.lora_B.t()) * self.scaling
+        return (
+            F.linear(x, self.weight, self.bias)
+            + (x @ self.lora_A.t() @ self.lora_B.t()) * self.scaling
+        )
 
 
 class Block(nn.Module):
@@ -56,7 +59,11 @@ class Block(nn.Module):
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .view(B, T, 3, self.heads, C // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(B, T, C))
         return x + self.down(F.gelu(self.up(self.norm2(x))))

@@ -1,6 +1,6 @@
 """Trains LoRA adapters of a small language model on the text of a file, on a base in NF4.
 
-    OMP_WAIT_POLICY=passive python3 train.py [FILE]
+OMP_WAIT_POLICY=passive python3 train.py [FILE]
 """
 
 import os
@@ -39,7 +39,9 @@ class Block(nn.Module):
 torch.manual_seed(1)
 with open(sys.argv[1] if len(sys.argv) > 1 else os.path.join(here, "README.md"), "rb") as file:
     text = torch.tensor(list(file.read()))
-model = nn.Sequential(nn.Embedding(256, WIDTH), Block(), Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256))
+model = nn.Sequential(
+    nn.Embedding(256, WIDTH), Block(), Block(), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256)
+)
 lowrank.patch(model)  # the attention of the blocks too
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
 for step in range(1, STEPS + 1):

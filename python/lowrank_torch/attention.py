@@ -41,13 +41,24 @@ class _Attention(torch.autograd.Function):
         B, H, kv_heads, D = numbers[:4]
         dq, dk, dv = (torch.empty_like(each) for each in (q, k, v))
         call("attention_backward", q, k, v, 0, o, lse, _rows(d_o), *numbers, dq, dk, dv)
-        made = (_heads(dq, B, H, T, D), _heads(dk, B, kv_heads, T, D), _heads(dv, B, kv_heads, T, D))
+        made = (
+            _heads(dq, B, H, T, D),
+            _heads(dk, B, kv_heads, T, D),
+            _heads(dv, B, kv_heads, T, D),
+        )
         return (*refuse_second(made, d_o), None)
 
 
-def _fits(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def _fits(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
     """Is it causal attention of whole sequences on the host, without a mask and dropout?"""
-    if not is_causal or attn_mask is not None or dropout_p != 0 or query.__class__ is not torch.Tensor:
+    if (
+        not is_causal
+        or attn_mask is not None
+        or dropout_p != 0
+        or query.__class__ is not torch.Tensor
+    ):
         return False
     if query.dim() != 4 or query.device.type != "cpu" or query.dtype not in _DTYPES:
         return False
@@ -56,10 +67,14 @@ def _fits(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sca
     alike = (B, kv_heads, T, D) == tuple(key.shape) == tuple(value.shape)
     same = key.dtype == value.dtype == query.dtype and key.device == value.device == query.device
     groups = kv_heads == H or (enable_gqa and kv_heads != 0 and H % kv_heads == 0)
-    return alike and same and groups and D % 2 == 0 and 0 < D <= _MOST_HEAD_DIM and query.numel() != 0
+    return (
+        alike and same and groups and D % 2 == 0 and 0 < D <= _MOST_HEAD_DIM and query.numel() != 0
+    )
 
 
-def _attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+def _attention(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     return _Attention.apply(query, key, value, scale)
 

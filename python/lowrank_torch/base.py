@@ -20,7 +20,12 @@ class Base:
 
     def __init__(self, module, format, transposed):
         weight = module.weight
-        self.module, self.format, self.transposed, self.dtype = module, format, transposed, weight.dtype
+        self.module, self.format, self.transposed, self.dtype = (
+            module,
+            format,
+            transposed,
+            weight.dtype,
+        )
         # Bytes of bitsandbytes are never taken from their module.
         self.foreign = quantised_already(module)
         self.drops = False

@@ -109,7 +109,9 @@ def call(op, *operands, flags=0, result=None):
                 words.append(value)
             elif value.is_contiguous():
                 if not value.is_cpu and not value.is_cuda:
-                    refuse("ERR_DEVICE", f"{op}: operands", "on the CPU or a CUDA device", value.device)
+                    refuse(
+                        "ERR_DEVICE", f"{op}: operands", "on the CPU or a CUDA device", value.device
+                    )
                 place = value.get_device()
                 key += (value.shape, value.dtype, place)
                 words.append(value.data_ptr())
@@ -118,7 +120,9 @@ def call(op, *operands, flags=0, result=None):
     except (AttributeError, RuntimeError) as error:
         if isinstance(error, LowrankError):
             raise
-        raise LowrankError("ERR_TYPE", f"{op}: operands must be tensors with memory: {error}") from None
+        raise LowrankError(
+            "ERR_TYPE", f"{op}: operands must be tensors with memory: {error}"
+        ) from None
     key = tuple(key)
     frames = _frames.by_key
     frame = frames.get(key)

@@ -31,7 +31,9 @@ class Loralib:
 
     @staticmethod
     def matches(m):
-        return hasattr(m, "lora_A") and hasattr(m, "lora_B") and _is_matrix(getattr(m, "weight", None))
+        return (
+            hasattr(m, "lora_A") and hasattr(m, "lora_B") and _is_matrix(getattr(m, "weight", None))
+        )
 
     @staticmethod
     def refusal(m):
@@ -77,7 +79,11 @@ class Peft:
     def matches(m):
         names = ("base_layer", "lora_A", "lora_B", "scaling")
         own = hasattr(m, "lowrank_base")  # module.LoraLinear
-        return not own and all(hasattr(m, name) for name in names) and isinstance(m.lora_A, nn.ModuleDict)
+        return (
+            not own
+            and all(hasattr(m, name) for name in names)
+            and isinstance(m.lora_A, nn.ModuleDict)
+        )
 
     @staticmethod
     def refusal(m):
@@ -120,7 +126,9 @@ class Peft:
             return None
         name = active[0]
         a, b = m.lora_A[name], m.lora_B[name]
-        dropout = _probability(m.lora_dropout[name]) if name in getattr(m, "lora_dropout", {}) else 0.0
+        dropout = (
+            _probability(m.lora_dropout[name]) if name in getattr(m, "lora_dropout", {}) else 0.0
+        )
         if len(active) > 1 or Peft.special(m, name) or dropout is None:
             return False
         return Adapter(a.weight, b.weight, b.bias, float(m.scaling[name]), dropout)

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import nn
 
 from .base import Base
@@ -29,7 +28,12 @@ class LoraLinear(nn.Module):
         if not isinstance(r, int) or r < 1:
             refuse("ERR_VALUE", "LoraLinear: r", "a positive integer", repr(r))
         like = {"device": device, "dtype": dtype}
-        self.in_features, self.out_features, self.r, self.lora_alpha = in_features, out_features, r, lora_alpha
+        self.in_features, self.out_features, self.r, self.lora_alpha = (
+            in_features,
+            out_features,
+            r,
+            lora_alpha,
+        )
         self.base_layer = nn.Linear(in_features, out_features, bias=bias, **like)
         self.base_layer.requires_grad_(False)
         self.lora_A = nn.ModuleDict({_NAME: nn.Linear(in_features, r, bias=False, **like)})

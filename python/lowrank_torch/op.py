@@ -7,6 +7,7 @@ from .calls import call, double, float32, unsigned
 from .errors import LowrankError, refuse
 from .weights import by_number, dense_weight
 
+
 def _whole(tensor, name):
     """The tensor without gaps."""
     try:
@@ -70,7 +71,9 @@ def _weight_of(w, number, dtype):
         return dense_weight(w)
     found = by_number.get(number)
     if found is None:
-        refuse("ERR_DISPOSED", "lora_linear: the weight", "alive", f"number {number}, which is gone")
+        refuse(
+            "ERR_DISPOSED", "lora_linear: the weight", "alive", f"number {number}, which is gone"
+        )
     return found.resolve(dtype)
 
 
@@ -122,7 +125,9 @@ def _(dy, x, w, bias, lora_a, lora_b, scaling, dropout, seed, mask, lora_bias, w
 
 
 def _no_second(*_):
-    raise LowrankError("ERR_UNSUPPORTED", "gradients must be of first order, got a second one (create_graph)")
+    raise LowrankError(
+        "ERR_UNSUPPORTED", "gradients must be of first order, got a second one (create_graph)"
+    )
 
 
 class _Last(torch.autograd.Function):
@@ -195,20 +200,26 @@ class _Eager(torch.autograd.Function):
         weight, scaling, dropout, seed = ctx.rest
         need = ctx.needs_input_grad
         needs = (need[0], need[2], need[3], need[4], need[5])
-        made = _backward(dy, x, weight, bias, a, b, scaling, dropout, seed, mask, lora_bias, h, needs)
+        made = _backward(
+            dy, x, weight, bias, a, b, scaling, dropout, seed, mask, lora_bias, h, needs
+        )
         dx, d_bias, d_a, d_b, d_lora_bias = refuse_second(made, dy)
         return dx, None, d_bias, d_a, d_b, d_lora_bias, None, None, None, None, None
 
 
 def _refuse_trained(w):
     if w is not None and w.requires_grad:
-        refuse("ERR_UNSUPPORTED", "lora_linear: w", "frozen (requires_grad=False)", "a trained weight")
+        refuse(
+            "ERR_UNSUPPORTED", "lora_linear: w", "frozen (requires_grad=False)", "a trained weight"
+        )
 
 
 _PLAIN = (torch.Tensor, nn.Parameter)
 
 
-def lora_linear(x, w, bias, lora_a, lora_b, scaling, dropout=0.0, seed=0, *, mask=None, lora_bias=None):
+def lora_linear(
+    x, w, bias, lora_a, lora_b, scaling, dropout=0.0, seed=0, *, mask=None, lora_bias=None
+):
     """y = x · wᵀ + bias + scaling · (drop(x) · lora_aᵀ · lora_bᵀ + lora_bias), with its gradients.
 
     :param x: [..., K]
@@ -225,17 +236,39 @@ def lora_linear(x, w, bias, lora_a, lora_b, scaling, dropout=0.0, seed=0, *, mas
     if tensor and torch.is_grad_enabled():
         _refuse_trained(w)
     if (lora_a is None) != (lora_b is None):
-        refuse("ERR_TYPE", "lora_linear: lora_a and lora_b", "both tensors or both None", "one of them")
-    if torch.compiler.is_compiling() or x.__class__ not in _PLAIN or torch._C._len_torch_dispatch_stack():
+        refuse(
+            "ERR_TYPE", "lora_linear: lora_a and lora_b", "both tensors or both None", "one of them"
+        )
+    if (
+        torch.compiler.is_compiling()
+        or x.__class__ not in _PLAIN
+        or torch._C._len_torch_dispatch_stack()
+    ):
         if tensor:
             return torch.ops.lowrank.lora_linear(
                 x, w, bias, lora_a, lora_b, scaling, dropout, seed, mask, lora_bias
             )[0]
         return torch.ops.lowrank.lora_linear(
-            x, None, bias, lora_a, lora_b, scaling, dropout, seed, mask, lora_bias, w.number, w.shape[0]
+            x,
+            None,
+            bias,
+            lora_a,
+            lora_b,
+            scaling,
+            dropout,
+            seed,
+            mask,
+            lora_bias,
+            w.number,
+            w.shape[0],
         )[0]
     if torch._C._are_functorch_transforms_active():
-        refuse("ERR_UNSUPPORTED", "lora_linear", "called by autograd or torch.compile", "a torch.func transform")
+        refuse(
+            "ERR_UNSUPPORTED",
+            "lora_linear",
+            "called by autograd or torch.compile",
+            "a torch.func transform",
+        )
     if tensor:
         w = _whole(w, "w")  # the handle only has its address
         weight = dense_weight(w)

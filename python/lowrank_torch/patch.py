@@ -4,7 +4,6 @@ import functools
 import warnings
 
 import torch
-from torch import nn
 
 from .attention import with_attention
 from .base import Base, quantised_already
@@ -41,7 +40,9 @@ class Patched:
         self.base.drop()
         if self.base.drops and "merge_weights" in module.__dict__:
             self.merges = module.merge_weights
-            module.merge_weights = False  # loralib's eval() would write to a weight that is not there
+            module.merge_weights = (
+                False  # loralib's eval() would write to a weight that is not there
+            )
 
     def original(self, module, *args, **kwargs):
         if self.own_forward is not None:
@@ -101,7 +102,11 @@ def _reason(kind, module):
         return "its weight is trained"
     if weight.device.type not in ("cpu", "cuda"):
         return f"its weight is on {weight.device}"
-    if quantised_already(kind.base(module)) or weight.dtype in (torch.float32, torch.bfloat16, torch.float16):
+    if quantised_already(kind.base(module)) or weight.dtype in (
+        torch.float32,
+        torch.bfloat16,
+        torch.float16,
+    ):
         return None
     return f"its weight is {str(weight.dtype).replace('torch.', '')}"
 
@@ -114,7 +119,11 @@ def _adapts(module):
 def _parents(model):
     """Modules that hold a layer with an adapter, such as the one of attention its projections."""
     for module in model.modules():
-        if not _adapts(module) and "_lowrank" not in module.__dict__ and any(map(_adapts, module.children())):
+        if (
+            not _adapts(module)
+            and "_lowrank" not in module.__dict__
+            and any(map(_adapts, module.children()))
+        ):
             yield module
 
 

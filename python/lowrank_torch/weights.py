@@ -111,7 +111,9 @@ class Weight:
         if unknown:
             refuse("ERR_FORMAT", "parts", f"of {', '.join(_PARTS)}", ", ".join(unknown))
         given = [parts.get(name) for name in _PARTS]
-        given = [0 if part is None else part.detach().cpu().contiguous().reshape(-1) for part in given]
+        given = [
+            0 if part is None else part.detach().cpu().contiguous().reshape(-1) for part in given
+        ]
         name = ctypes.create_string_buffer(str(format).encode())
         head = [ctypes.addressof(name), *shape, blocksize, nested_blocksize]
         flags = _ROWWISE if rowwise else 0
@@ -139,7 +141,12 @@ class Weight:
             else:
                 parts["absmax"] = state.absmax.float()
             return cls.from_parts(
-                state.quant_type, tuple(state.shape), parts, state.blocksize, False, nested_blocksize
+                state.quant_type,
+                tuple(state.shape),
+                parts,
+                state.blocksize,
+                False,
+                nested_blocksize,
             )
         held = getattr(module, "state", None)
         codes = getattr(weight, "CB", None)
@@ -185,7 +192,11 @@ def _from_dlpack(managed):
     legacy = ctypes.c_void_p()
     check(library().lowrank_to_dlpack_legacy(managed, ctypes.byref(legacy)))
     new = ctypes.pythonapi.PyCapsule_New
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    new.restype, new.argtypes = ctypes.py_object, [
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_void_p,
+    ]
     return torch.utils.dlpack.from_dlpack(new(legacy, b"dltensor", None))
 
 

@@ -33,11 +33,15 @@ class Attention(unittest.TestCase):
         y = ours(*views, is_causal=True, **options)
         self.assertEqual(name_of(y), "_AttentionBackward")
         exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-        wanted = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in exact), is_causal=True, **options)
+        wanted = F.scaled_dot_product_attention(
+            *(t.transpose(1, 2) for t in exact), is_causal=True, **options
+        )
         self.assertEqual((y.dtype, y.shape), (q[0].dtype, wanted.shape))
         self.assertLess(distance(y, wanted), bound)
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(7)).to(y.dtype)
-        for g, t in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(wanted, exact, dy.double())):
+        for g, t in zip(
+            torch.autograd.grad(y, leaves, dy), torch.autograd.grad(wanted, exact, dy.double())
+        ):
             self.assertLess(distance(g, t), bound)
 
     def test_values(self):
@@ -53,9 +57,13 @@ class Attention(unittest.TestCase):
     def test_heads_of_one_product(self):
         qkv = torch.randn(2, 9, 3 * 32, requires_grad=True)
         q, k, v = (t.view(2, 9, 4, 8).transpose(1, 2) for t in qkv.split(32, 2))
-        y, wanted = ours(q, k, v, is_causal=True), F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y, wanted = ours(q, k, v, is_causal=True), F.scaled_dot_product_attention(
+            q, k, v, is_causal=True
+        )
         self.assertLess(distance(y, wanted), 1e-6)
-        (g,), (t,) = (torch.autograd.grad(each.square().sum(), qkv, retain_graph=True) for each in (y, wanted))
+        (g,), (t,) = (
+            torch.autograd.grad(each.square().sum(), qkv, retain_graph=True) for each in (y, wanted)
+        )
         self.assertLess(distance(g, t), 1e-6)
 
     def test_what_stays_with_torch(self):
@@ -79,7 +87,9 @@ class Attention(unittest.TestCase):
 
     def test_second_derivatives_are_refused(self):
         q, k, v = (heads(1, 2, 4, 8, seed=seed)[1] for seed in range(3))
-        (dq,) = torch.autograd.grad(ours(q, k, v, is_causal=True).square().sum(), q, create_graph=True)
+        (dq,) = torch.autograd.grad(
+            ours(q, k, v, is_causal=True).square().sum(), q, create_graph=True
+        )
         with refused(self, "ERR_UNSUPPORTED", "first order"):
             dq.sum().backward()
 
@@ -109,7 +119,9 @@ class Attention(unittest.TestCase):
         with self.assertRaises(RuntimeError):  # a failure leaves no mode behind
             model.blocks[0](torch.randn(1, 4, 3))
         q = heads(1, 2, 4, 8)[1]
-        self.assertNotEqual(name_of(F.scaled_dot_product_attention(q, q, q, is_causal=True)), "_AttentionBackward")
+        self.assertNotEqual(
+            name_of(F.scaled_dot_product_attention(q, q, q, is_causal=True)), "_AttentionBackward"
+        )
 
     def test_gradcheck_on_the_reference_device(self):
         # Differences of a smooth function: the error of their width and of single precision add.
@@ -122,8 +134,14 @@ class Attention(unittest.TestCase):
                 direction = torch.randn_like(leaf)
                 ends = []
                 for step in (0.01, -0.01):
-                    moved = [t.detach() + step * direction if t is leaf else t.detach() for t in leaves]
-                    ends.append((_Attention.apply(*(t.transpose(1, 2) for t in moved), 0.5) * dy).double().sum())
+                    moved = [
+                        t.detach() + step * direction if t is leaf else t.detach() for t in leaves
+                    ]
+                    ends.append(
+                        (_Attention.apply(*(t.transpose(1, 2) for t in moved), 0.5) * dy)
+                        .double()
+                        .sum()
+                    )
                 slope = ((ends[0] - ends[1]) / 0.02).item()
                 self.assertAlmostEqual(slope, (g * direction).double().sum().item(), delta=2e-3)
 

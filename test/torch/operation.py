@@ -39,7 +39,9 @@ class Values(unittest.TestCase):
         trained = (x, bias, a, b, lora_bias)
         dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).to(y.dtype)
         got = torch.autograd.grad(y, trained, dy)
-        for g, t, name in zip(got, torch.autograd.grad(wanted, trained, dy.double()), "x bias a b lora_bias".split()):
+        for g, t, name in zip(
+            got, torch.autograd.grad(wanted, trained, dy.double()), "x bias a b lora_bias".split()
+        ):
             self.assertLess(distance(g, t), bound, name)
 
     def test_dense(self):
@@ -64,12 +66,22 @@ class Values(unittest.TestCase):
 
     def test_masks(self):
         given = operands()
-        mask = torch.empty_like(given[0]).bernoulli_(0.7, generator=torch.Generator().manual_seed(1)).detach()
+        mask = (
+            torch.empty_like(given[0])
+            .bernoulli_(0.7, generator=torch.Generator().manual_seed(1))
+            .detach()
+        )
         self.compare(given, given[1], given[1], 2e-6, mask=mask, dropout=0.3)
 
     def test_strides_of_any_kind(self):
         given = operands()
-        x = given[0].detach()[..., None].expand(3, 5, 64, 2).transpose(0, 1)[..., 0].requires_grad_()
+        x = (
+            given[0]
+            .detach()[..., None]
+            .expand(3, 5, 64, 2)
+            .transpose(0, 1)[..., 0]
+            .requires_grad_()
+        )
         given[0] = x
         given[4] = given[4].detach().t().contiguous().t().requires_grad_()
         self.compare(given, given[1].t().contiguous().t(), given[1], 2e-6)
@@ -90,7 +102,9 @@ class Values(unittest.TestCase):
             wanted = torch.nn.functional.linear(x, values, bias)
             self.assertLess(distance(y, wanted), 2e-6)
             dy = torch.randn_like(y)
-            for g, t in zip(torch.autograd.grad(y, (x, bias), dy), torch.autograd.grad(wanted, (x, bias), dy)):
+            for g, t in zip(
+                torch.autograd.grad(y, (x, bias), dy), torch.autograd.grad(wanted, (x, bias), dy)
+            ):
                 self.assertLess(distance(g, t), 2e-6)
 
     def test_no_rows(self):
@@ -104,17 +118,21 @@ class Values(unittest.TestCase):
         # The layer is linear in each operand, so that wide differences are exact up to rounding.
         x, w, bias, a, b, lora_bias = operands(M=(3,), N=5, K=8, r=2)
         for weight in (w, lowrank.Weight.quantize(w, "nf4")):
+
             def layer(x, bias, a, b, lora_bias, weight=weight):
                 return lowrank.lora_linear(x, weight, bias, a, b, 0.5, 0.25, 11, lora_bias=lora_bias)  # fmt: skip
 
             with lowrank.reference(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch doubts operands of single precision
                 self.assertTrue(
-                    torch.autograd.gradcheck(layer, (x, bias, a, b, lora_bias), eps=0.5, atol=2e-5, rtol=2e-5)
+                    torch.autograd.gradcheck(
+                        layer, (x, bias, a, b, lora_bias), eps=0.5, atol=2e-5, rtol=2e-5
+                    )
                 )
 
     def test_seeds(self):
         x, w, bias, a, b, _ = operands(M=(64,))
+
         def at(seed):
             return lowrank.lora_linear(x, w, bias, a, b, 2.0, 0.5, seed)
 
@@ -140,7 +158,22 @@ class Torch(unittest.TestCase):
         with torch.no_grad():
             y, h = op(x, w, bias, a, b, 2.0)
         dy, x = torch.randn_like(y), x.detach()
-        gradient = (dy, x, w, bias.detach(), a.detach(), b.detach(), 2.0, 0.0, 0, None, None, 0, h, [True] * 4 + [False])
+        gradient = (
+            dy,
+            x,
+            w,
+            bias.detach(),
+            a.detach(),
+            b.detach(),
+            2.0,
+            0.0,
+            0,
+            None,
+            None,
+            0,
+            h,
+            [True] * 4 + [False],
+        )
         done = torch.library.opcheck(torch.ops.lowrank.lora_linear_backward.default, gradient)
         self.assertEqual(set(done.values()), {"SUCCESS"}, done)
 
@@ -164,7 +197,9 @@ class Torch(unittest.TestCase):
         compiled = torch.compile(program, backend="aot_eager", fullgraph=True)
         y, z = compiled(x, a, b), program(x, a, b)
         self.assertTrue(torch.equal(y, z))
-        for g, t in zip(torch.autograd.grad(y.sum(), (x, a, b)), torch.autograd.grad(z.sum(), (x, a, b))):
+        for g, t in zip(
+            torch.autograd.grad(y.sum(), (x, a, b)), torch.autograd.grad(z.sum(), (x, a, b))
+        ):
             self.assertLess(distance(g, t), 1e-6)
 
     def test_fake_tensors(self):
@@ -177,8 +212,10 @@ class Torch(unittest.TestCase):
 
     def test_second_derivatives_are_refused(self):
         x, w, bias, a, b, _ = operands()
-        for call in (lowrank.lora_linear, lambda *given: torch.ops.lowrank.lora_linear(*given)[0]):
-            (dx,) = torch.autograd.grad(call(x, w, bias, a, b, 2.0).square().sum(), x, create_graph=True)
+        for layer in (lowrank.lora_linear, lambda *given: torch.ops.lowrank.lora_linear(*given)[0]):
+            (dx,) = torch.autograd.grad(
+                layer(x, w, bias, a, b, 2.0).square().sum(), x, create_graph=True
+            )
             with refused(self, "ERR_UNSUPPORTED", "first order"):
                 dx.sum().backward()
 
@@ -216,14 +253,21 @@ class Weights(unittest.TestCase):
         ):  # fmt: skip
             weight = lowrank.Weight.quantize(w, format, **options)
             again = lowrank.Weight.from_bitsandbytes(bitsandbytes_linear(weight))
-            self.assertEqual((again.format, again.shape, again.bytes), (weight.format, weight.shape, weight.bytes))
+            self.assertEqual(
+                (again.format, again.shape, again.bytes),
+                (weight.format, weight.shape, weight.bytes),
+            )
             self.assertTrue(torch.equal(again.dequantize(), weight.dequantize()))
             for name, part in weight.parts().items():
                 self.assertTrue(torch.equal(part, again.parts()[name]), name)
 
     def test_copies(self):
         w = torch.randn(32, 64)
-        for weight in (lowrank.Weight.quantize(w, "nf4"), lowrank.Weight.quantize(w, "int8", rowwise=True), lowrank.Weight.wrap(w)):
+        for weight in (
+            lowrank.Weight.quantize(w, "nf4"),
+            lowrank.Weight.quantize(w, "int8", rowwise=True),
+            lowrank.Weight.wrap(w),
+        ):
             again = pickle.loads(pickle.dumps(weight))
             self.assertTrue(torch.equal(again.dequantize(), weight.dequantize()))
             self.assertIs(copy.deepcopy(weight), weight)
@@ -257,6 +301,7 @@ class Weights(unittest.TestCase):
 class Hostile(unittest.TestCase):
     def test_operands(self):
         x, w, bias, a, b, _ = (t.detach() for t in operands())
+
         def call(**given):
             named = dict(x=x, w=w, bias=bias, lora_a=a, lora_b=b, scaling=2.0, **{})
             return lowrank.lora_linear(**{**named, **given})
@@ -308,7 +353,13 @@ class Hostile(unittest.TestCase):
                 call("matmul", x, weight.handle, 0, y)
             name, made = ctypes.create_string_buffer(b"nf4"), ctypes.byref(ctypes.c_void_p())
             with refused(self, "ERR_DEVICE", "cuda:63"):
-                call("weight_quantize", OnGpu(torch.ones(4, 8)), ctypes.addressof(name), 0, result=made)
+                call(
+                    "weight_quantize",
+                    OnGpu(torch.ones(4, 8)),
+                    ctypes.addressof(name),
+                    0,
+                    result=made,
+                )
 
     def test_a_trained_weight(self):
         x, w, bias, a, b, _ = operands()

@@ -88,7 +88,11 @@ class Layers(unittest.TestCase):
         self.assertTrue(torch.equal(patched(torch.ones(1, 64)), layer(torch.ones(1, 64))))
 
     def test_frozen_and_trained_layers(self):
-        model = nn.Sequential(nn.Linear(64, 48).requires_grad_(False), nn.Linear(48, 8), nn.Linear(8, 4, dtype=torch.float64))
+        model = nn.Sequential(
+            nn.Linear(64, 48).requires_grad_(False),
+            nn.Linear(48, 8),
+            nn.Linear(8, 4, dtype=torch.float64),
+        )
         model[0].bias.requires_grad_(True)
         model[2].requires_grad_(False)
         with self.assertWarnsRegex(UserWarning, "2 is left alone: its weight is float64"):
@@ -105,7 +109,12 @@ class Layers(unittest.TestCase):
         self.assertIsNotNone(model[0].weight.grad)
 
     def test_what_is_left_alone(self):
-        dora, trained, odd, groups = Peft(nn.Linear(8, 8)), Loralib(8, 8), Loralib(8, 8), Loralib(8, 8)
+        dora, trained, odd, groups = (
+            Peft(nn.Linear(8, 8)),
+            Loralib(8, 8),
+            Loralib(8, 8),
+            Loralib(8, 8),
+        )
         dora.use_dora["default"] = True
         trained.weight.requires_grad_(True)
         odd.lora_dropout = nn.AlphaDropout(0.5)
@@ -142,7 +151,9 @@ class Layers(unittest.TestCase):
         lowrank.unpatch(model)
         self.assertEqual(hooked.forward(torch.ones(1, 64)).abs().sum().item(), 0)
         del hooked.forward
-        self.assertEqual(own, [name for name, module in model.named_modules() if "forward" in module.__dict__])
+        self.assertEqual(
+            own, [name for name, module in model.named_modules() if "forward" in module.__dict__]
+        )
         self.assertFalse(any("_lowrank" in module.__dict__ for module in model.modules()))
         for name, tensor in model.state_dict().items():
             self.assertTrue(torch.equal(tensor, before[name]), name)
@@ -191,10 +202,16 @@ class Weights(unittest.TestCase):
             live = lowrank.memory()["live_bytes"]
             lowrank.patch(model, "nf4", keep_weight=False)
             self.assertLess(lowrank.memory()["live_bytes"] - live, 0.15 * 4 * linear)
-            left = sum(p.numel() for name, p in model.named_parameters() if name.startswith("blocks") and p.requires_grad is False and p.dim() == 2)
+            left = sum(
+                p.numel()
+                for name, p in model.named_parameters()
+                if name.startswith("blocks") and p.requires_grad is False and p.dim() == 2
+            )
             self.assertEqual(left, 0)
             state = model.state_dict()
-            self.assertEqual([(n, t.shape) for n, t in state.items()], [(n, t.shape) for n, t in before.items()])
+            self.assertEqual(
+                [(n, t.shape) for n, t in state.items()], [(n, t.shape) for n, t in before.items()]
+            )
             for name, tensor in state.items():
                 self.assertLess(distance(tensor, before[name]), 0.12, name)
             # Values of the format survive a round trip without a change.
@@ -211,7 +228,12 @@ class Weights(unittest.TestCase):
             lowrank.unpatch(other)
             self.assertLess(distance(other(ids, ids), model(ids, ids)), 1e-6)
             with self.assertRaisesRegex(RuntimeError, "size mismatch"):
-                model.load_state_dict({n: t[:4] if n == "blocks.0.up.weight" or "base_layer.weight" in n else t for n, t in state.items()})
+                model.load_state_dict(
+                    {
+                        n: t[:4] if n == "blocks.0.up.weight" or "base_layer.weight" in n else t
+                        for n, t in state.items()
+                    }
+                )
 
     def test_shared_weights_are_not_quantised(self):
         model = Gpt()
@@ -275,7 +297,9 @@ class Around(unittest.TestCase):
             lowrank.patch(model, format, keep)
             wanted = self.gradients(model)
             compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-            self.compare(self.gradients(compiled), {f"_orig_mod.{name}": g for name, g in wanted.items()})
+            self.compare(
+                self.gradients(compiled), {f"_orig_mod.{name}": g for name, g in wanted.items()}
+            )
 
     def test_autocast(self):
         for format in (None, "nf4"):
@@ -300,8 +324,12 @@ class Around(unittest.TestCase):
             file.seek(0)
             wanted = self.gradients(model)
             for again in (copy.deepcopy(model), torch.load(file, weights_only=False)):
-                self.assertIs(again.blocks[0].up._lowrank.base.module, again.blocks[0].up.base_layer)
-                self.assertNotEqual(again.blocks[0].up._lowrank.base.number, model.blocks[0].up._lowrank.base.number)
+                self.assertIs(
+                    again.blocks[0].up._lowrank.base.module, again.blocks[0].up.base_layer
+                )
+                self.assertNotEqual(
+                    again.blocks[0].up._lowrank.base.number, model.blocks[0].up._lowrank.base.number
+                )
                 self.compare(self.gradients(again), wanted)
 
     def test_torch_dropout_has_the_masks_of_torch(self):
@@ -317,6 +345,7 @@ class Around(unittest.TestCase):
     def test_own_dropout_depends_on_the_generator_and_stops_in_eval(self):
         model = Gpt("peft", dropout=0.5)
         lowrank.patch(model)
+
         def loss(seed):
             torch.manual_seed(seed)
             return model(self.ids, self.ids).item()
@@ -328,14 +357,21 @@ class Around(unittest.TestCase):
 
     def test_module(self):
         layer = lowrank.LoraLinear(64, 48, 8, 16)
-        names = ["base_layer.weight", "base_layer.bias", "lora_A.default.weight", "lora_B.default.weight"]
+        names = [
+            "base_layer.weight",
+            "base_layer.bias",
+            "lora_A.default.weight",
+            "lora_B.default.weight",
+        ]
         self.assertEqual(sorted(layer.state_dict()), sorted(names))
         self.assertEqual([n for n, p in layer.named_parameters() if p.requires_grad], names[2:])
         other = Peft(nn.Linear(64, 48))
         layer.load_state_dict(other.state_dict())
         alike(self, other, layer)
         quantised = lowrank.LoraLinear.from_linear(other.base_layer, 8, 16, "nf4")
-        quantised.load_state_dict({**other.state_dict(), "base_layer.weight": quantised.state_dict()["base_layer.weight"]})
+        quantised.load_state_dict(
+            {**other.state_dict(), "base_layer.weight": quantised.state_dict()["base_layer.weight"]}
+        )
         other.base_layer.weight.data = quantised.weight.dequantize()
         alike(self, other, quantised)
         self.assertIn("base=nf4", repr(quantised))

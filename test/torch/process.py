@@ -40,7 +40,9 @@ class Process(unittest.TestCase):
         model = Gpt()
         lowrank.patch(model)
         train(model, 1)
-        loader = DataLoader(Rows(weight), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+        loader = DataLoader(
+            Rows(weight), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60
+        )
         warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of a fork with threads
         workers = set()
         for i, (y, processes, threads) in enumerate(loader):
@@ -64,7 +66,10 @@ class Process(unittest.TestCase):
 
         def results(i):
             y = lowrank.lora_linear(*given[i])
-            return [y, *torch.autograd.grad(y.square().sum(), (given[i][0], given[i][3], given[i][4]))]
+            return [
+                y,
+                *torch.autograd.grad(y.square().sum(), (given[i][0], given[i][3], given[i][4])),
+            ]
 
         wanted, wrong = [results(i) for i in range(8)], []
 
@@ -136,10 +141,16 @@ class Process(unittest.TestCase):
             self.assertEqual(lowrank.library().lowrank_get_threads(), threads)
 
     def child(self, program, **env):
-        names = {"OMP_WAIT_POLICY": None, "LOWRANK_LIBRARY": os.environ.get("LOWRANK_LIBRARY"), **env}
+        names = {
+            "OMP_WAIT_POLICY": None,
+            "LOWRANK_LIBRARY": os.environ.get("LOWRANK_LIBRARY"),
+            **env,
+        }
         env = {name: value for name, value in {**os.environ, **names}.items() if value is not None}
         program = f"import sys; sys.path[:0] = {sys.path!r}\nimport torch, lowrank_torch as lowrank\n{program}"
-        done = subprocess.run([sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, env=env)
+        done = subprocess.run(
+            [sys.executable, "-W", "always", "-c", program], capture_output=True, text=True, env=env
+        )
         return done.stdout, done.stderr
 
     def test_one_warning_of_threads_that_spin(self):
@@ -147,7 +158,9 @@ class Process(unittest.TestCase):
         cores = max(2, len(os.sched_getaffinity(0)))
         program = "".join(f"torch.set_num_threads({n})\n{product}" for n in (cores, cores + 1))
         _, heard = self.child(program)
-        self.assertEqual(heard.count("RuntimeWarning: lowrank: set OMP_WAIT_POLICY=passive"), 1, heard)
+        self.assertEqual(
+            heard.count("RuntimeWarning: lowrank: set OMP_WAIT_POLICY=passive"), 1, heard
+        )
         _, heard = self.child(program, OMP_WAIT_POLICY="passive")
         self.assertEqual(heard, "")
 
@@ -162,21 +175,33 @@ class Process(unittest.TestCase):
 
     def test_where_the_library_is_looked_for(self):
         here = os.path.dirname(os.path.abspath(lowrank.__file__))
-        library = os.environ.get("LOWRANK_LIBRARY") or os.path.join(here, "../../build/Release/liblowrank.so.1")
+        library = os.environ.get("LOWRANK_LIBRARY") or os.path.join(
+            here, "../../build/Release/liblowrank.so.1"
+        )
         look = "import lowrank_torch; print(lowrank_torch.library()._name)"
         with tempfile.TemporaryDirectory() as folder:
             shutil.copytree(here, os.path.join(folder, "python", "lowrank_torch"))
-            work, room = os.path.join(folder, "a", "b"), os.path.join(folder, "a/node_modules/lowrank/build/Release")
+            work, room = os.path.join(folder, "a", "b"), os.path.join(
+                folder, "a/node_modules/lowrank/build/Release"
+            )
             os.makedirs(work), os.makedirs(room)
             command = os.path.join(folder, "lowrank")
             with open(command, "w") as file:
-                file.write(f"#!/bin/sh\necho '{json.dumps({'cLibrary': os.path.abspath(library)})}'\n")
+                file.write(
+                    f"#!/bin/sh\necho '{json.dumps({'cLibrary': os.path.abspath(library)})}'\n"
+                )
             os.chmod(command, 0o755)
-            env = {name: value for name, value in os.environ.items() if name not in ("LOWRANK_LIBRARY", "PYTHONPATH")}
+            env = {
+                name: value
+                for name, value in os.environ.items()
+                if name not in ("LOWRANK_LIBRARY", "PYTHONPATH")
+            }
             env.update(PYTHONPATH=os.path.join(folder, "python"), PATH=f"{folder}:{env['PATH']}")
 
             def found():
-                run = subprocess.run([sys.executable, "-c", look], cwd=work, env=env, capture_output=True, text=True)
+                run = subprocess.run(
+                    [sys.executable, "-c", look], cwd=work, env=env, capture_output=True, text=True
+                )
                 return run.stdout.strip() or run.stderr
 
             system = found()

@@ -19,7 +19,9 @@ import lowrank_torch as lowrank
 class Loralib(nn.Linear):
     """The attributes and the arithmetic of loralib.Linear, with merging in eval()."""
 
-    def __init__(self, K, N, r=8, lora_alpha=16, dropout=0.0, fan_in_fan_out=False, merge_weights=True):
+    def __init__(
+        self, K, N, r=8, lora_alpha=16, dropout=0.0, fan_in_fan_out=False, merge_weights=True
+    ):
         super().__init__(K, N)
         self.r, self.lora_alpha, self.scaling = r, lora_alpha, lora_alpha / r
         self.fan_in_fan_out, self.merge_weights, self.merged = fan_in_fan_out, merge_weights, False
@@ -54,7 +56,11 @@ class Peft(nn.Module):
     def __init__(self, base, r=8, lora_alpha=16, dropout=0.0, lora_bias=False):
         super().__init__()
         self.base_layer = base.requires_grad_(False)
-        self.lora_A, self.lora_B, self.lora_dropout = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.lora_A, self.lora_B, self.lora_dropout = (
+            nn.ModuleDict(),
+            nn.ModuleDict(),
+            nn.ModuleDict(),
+        )
         self.scaling, self.use_dora, self.lora_bias = {}, {}, {}
         self.active_adapters, self.merged_adapters, self.disable_adapters = [], [], False
         self.add("default", r, lora_alpha, dropout, lora_bias)
@@ -109,12 +115,20 @@ class Block(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = adapted(kind, width, 3 * width, dropout), adapted(kind, width, width, dropout)
-        self.up, self.down = adapted(kind, width, 4 * width, dropout), adapted(kind, 4 * width, width, dropout)
+        self.qkv, self.out = adapted(kind, width, 3 * width, dropout), adapted(
+            kind, width, width, dropout
+        )
+        self.up, self.down = adapted(kind, width, 4 * width, dropout), adapted(
+            kind, 4 * width, width, dropout
+        )
 
     def forward(self, x):
         B, T, C = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(self.norm1(x))
+            .view(B, T, 3, self.heads, C // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(mixed.transpose(1, 2).reshape(B, T, C))
         return x + self.down(F.gelu(self.up(self.norm2(x))))
@@ -123,7 +137,9 @@ class Block(nn.Module):
 class Gpt(nn.Module):
     """nanoGPT's shape, with every linear layer adapted and a frozen head."""
 
-    def __init__(self, kind="loralib", width=64, layers=2, heads=4, vocabulary=96, tokens=32, dropout=0.0):
+    def __init__(
+        self, kind="loralib", width=64, layers=2, heads=4, vocabulary=96, tokens=32, dropout=0.0
+    ):
         super().__init__()
         self.vocabulary, self.tokens, self.checkpointed = vocabulary, tokens, False
         self.token, self.place = nn.Embedding(vocabulary, width), nn.Embedding(tokens, width)
@@ -153,7 +169,8 @@ def train(model, steps, lr=0.05, rows=4):
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
         ids, targets = (
-            torch.randint(model.vocabulary, (rows, model.tokens), generator=generator) for _ in range(2)
+            torch.randint(model.vocabulary, (rows, model.tokens), generator=generator)
+            for _ in range(2)
         )
         model.zero_grad(set_to_none=True)
         loss = model(ids, targets)
