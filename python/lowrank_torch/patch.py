@@ -40,9 +40,8 @@ class Patched:
         self.base.drop()
         if self.base.drops and "merge_weights" in module.__dict__:
             self.merges = module.merge_weights
-            module.merge_weights = (
-                False  # loralib's eval() would write to a weight that is not there
-            )
+            # loralib's eval() would write to a weight that is not there.
+            module.merge_weights = False
 
     def original(self, module, *args, **kwargs):
         if self.own_forward is not None:
@@ -92,11 +91,13 @@ def _shared(model):
     return shared
 
 
-def _reason(kind, module):
+def _reason(kind, module, format):
     """Why a layer is left alone, or None."""
     why = kind.refusal(module)
     if why is not None:
         return why
+    if format is not None and getattr(module, "merged", False):
+        return "its adapter is merged into the weight, which a copy would keep"
     weight = kind.base(module).weight
     if weight.requires_grad:
         return "its weight is trained"
@@ -135,7 +136,7 @@ def _plan(model, format, drops, dropout, report):
         kind = next((kind for kind in KINDS if kind.matches(module)), None)
         if kind is None or module in planned or "_lowrank" in module.__dict__:
             continue
-        why = _reason(kind, module)
+        why = _reason(kind, module, format)
         if why is not None:
             report.skipped[name] = why
             continue

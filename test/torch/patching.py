@@ -59,6 +59,38 @@ class Layers(unittest.TestCase):
                 each.train()
                 self.assertLess(distance(patched.train()(torch.ones(1, 64)), before), 2e-6)
 
+    def test_loralib_merged_before(self):
+        layer = Loralib(64, 48).eval()
+        with self.assertWarnsRegex(UserWarning, "merged"):
+            self.assertEqual(lowrank.patch(layer, "nf4", keep_weight=False).adapters, [])
+        wanted = layer(torch.ones(1, 64))
+        self.assertEqual(lowrank.patch(layer).adapters, [""])
+        self.assertLess(distance(layer(torch.ones(1, 64)), wanted), 2e-6)
+        self.assertLess(distance(layer.train()(torch.ones(1, 64)), wanted), 2e-6)
+
+    def test_a_base_of_turned_weights(self):
+        class Conv1D(nn.Module):
+            """That of transformers: weight [K, N]."""
+
+            def __init__(self, K, N):
+                super().__init__()
+                self.in_features, self.out_features = K, N
+                self.weight, self.bias = nn.Parameter(torch.randn(K, N)), nn.Parameter(
+                    torch.randn(N)
+                )
+
+            def forward(self, x):
+                return x @ self.weight + self.bias
+
+        torch.manual_seed(0)
+        layer = self.check(Peft(Conv1D(64, 48)))
+        plain = copy.deepcopy(layer)
+        lowrank.unpatch(plain)
+        lowrank.patch(layer, "nf4", keep_weight=False)
+        self.assertEqual(layer.state_dict()["base_layer.weight"].shape, (64, 48))
+        plain.load_state_dict(layer.state_dict())
+        alike(self, plain, layer)
+
     def test_peft(self):
         torch.manual_seed(0)
         self.check(Peft(nn.Linear(64, 48)))
