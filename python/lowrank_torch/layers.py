@@ -26,6 +26,41 @@ def _is_matrix(value):
     return isinstance(value, torch.Tensor) and value.dim() == 2
 
 
+def _computes_lora(m):
+    """Does a layer compute what its attributes say? Two random rows tell, with a B that is not 0."""
+    if not (m.weight.is_cpu or m.weight.is_cuda):
+        return True  # refused for its device
+    dropout = getattr(m, "lora_dropout", None)
+    trains, m_b = getattr(dropout, "training", None), m.lora_B.data
+    w = m.weight.detach()
+    w = w.t() if Loralib.transposed(m) else w
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        x = torch.randn(2, w.shape[1], dtype=w.dtype, device=w.device)
+        m.lora_B.data = torch.randn_like(m_b)
+        if isinstance(dropout, nn.Module):
+            dropout.training = False
+        try:
+            y = m.forward(x)
+            wanted = nn.functional.linear(x, w, m.bias)
+            if not getattr(m, "merged", False):
+                low = x.to(m.lora_A.dtype) @ m.lora_A.t() @ m.lora_B.t()
+                wanted = wanted + (low * m.scaling).to(w.dtype)
+        except (TypeError, ValueError, AttributeError, RuntimeError):
+            return False
+        finally:
+            m.lora_B.data = m_b
+            if isinstance(dropout, nn.Module):
+                dropout.training = trains
+    if not isinstance(y, torch.Tensor) or y.shape != wanted.shape:
+        return False
+    # Values that are not finite are for others to refuse.
+    return not bool((y - wanted).float().norm() > _ROUNDING * wanted.float().norm())
+
+
+# Of a norm in bf16: far above its rounding, far below an adapter that is missing or scaled.
+_ROUNDING = 0.03
+
+
 class Loralib:
     """loralib.Linear, and other layers with weight, lora_A [r, K], lora_B [N, r] and scaling."""
 
@@ -51,6 +86,8 @@ class Loralib:
             return f"lora_A {list(m.lora_A.shape)} and lora_B {list(m.lora_B.shape)} do not fit [{N}, {K}]"
         if _probability(getattr(m, "lora_dropout", None)) is None:
             return f"dropout by a {type(m.lora_dropout).__name__}"
+        if not _computes_lora(m):
+            return "its forward is not x · wᵀ + bias + scaling · x · lora_Aᵀ · lora_Bᵀ"
         return None
 
     @staticmethod

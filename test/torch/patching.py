@@ -1,6 +1,7 @@
 """patch() and unpatch(): which layers, which weights, and that programs around them keep working."""
 
 import copy
+import functools
 import io
 import unittest
 import warnings
@@ -141,6 +142,7 @@ class Layers(unittest.TestCase):
         self.assertIsNotNone(model[0].weight.grad)
 
     def test_what_is_left_alone(self):
+        nowhere = Loralib(8, 8).to("meta")
         dora, trained, odd, groups = (
             Peft(nn.Linear(8, 8)),
             Loralib(8, 8),
@@ -151,15 +153,39 @@ class Layers(unittest.TestCase):
         trained.weight.requires_grad_(True)
         odd.lora_dropout = nn.AlphaDropout(0.5)
         groups.enable_lora = [True, False]
-        model = nn.ModuleList([dora, trained, odd, groups])
+        model = nn.ModuleList([dora, trained, odd, groups, nowhere])
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             report = lowrank.patch(model)
         self.assertEqual(report.adapters, [])
-        self.assertEqual(len([w for w in caught if "left alone" in str(w.message)]), 4)
-        for name, word in zip("0123", ("DoRA", "trained", "AlphaDropout", "enable_lora")):
+        self.assertEqual(len([w for w in caught if "left alone" in str(w.message)]), 5)
+        for name, word in zip("01234", ("DoRA", "trained", "AlphaDropout", "enable_lora", "meta")):
             self.assertIn(word, report.skipped[name])
             self.assertIn(word, repr(report))
+
+    def test_layers_that_compute_something_else(self):
+        class Gated(Loralib):
+            def forward(self, x):
+                return super().forward(x) + 0.2 * (x @ self.lora_A.t() @ self.lora_B.t())
+
+        class Other(Loralib):
+            def forward(self, x, gate):
+                return super().forward(x) * gate
+
+        torch.manual_seed(0)
+        for kind in (Gated, Other):
+            for dtype in (torch.float32, torch.bfloat16):
+                layer = kind(64, 48, dropout=0.5).to(dtype)
+                nn.init.zeros_(layer.lora_B)
+                with self.assertWarnsRegex(UserWarning, "its forward is not"):
+                    self.assertEqual(lowrank.patch(layer).adapters, [])
+                self.assertEqual(layer.lora_B.abs().sum().item(), 0)
+                self.assertTrue(layer.lora_dropout.training)
+        state = torch.get_rng_state()
+        layer = Loralib(64, 48, dropout=0.5).to(torch.bfloat16)
+        torch.set_rng_state(state)
+        self.assertEqual(lowrank.patch(layer).adapters, [""])
+        self.assertTrue(torch.equal(torch.get_rng_state(), state))
 
     def test_bitsandbytes(self):
         weight = lowrank.Weight.quantize(torch.randn(48, 128), "nf4", double_quant=True)
@@ -177,11 +203,12 @@ class Layers(unittest.TestCase):
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         own = [name for name, module in model.named_modules() if "forward" in module.__dict__]
         hooked = model.blocks[0].up
-        hooked.forward = lambda x: torch.zeros(*x.shape[:-1], 256)
+        wrapped = hooked.forward = functools.partial(Loralib.forward, hooked)
         lowrank.patch(model)
         self.assertIn("forward", model.blocks[1].up.__dict__)
+        self.assertIsNot(hooked.forward, wrapped)
         lowrank.unpatch(model)
-        self.assertEqual(hooked.forward(torch.ones(1, 64)).abs().sum().item(), 0)
+        self.assertIs(hooked.forward, wrapped)
         del hooked.forward
         self.assertEqual(
             own, [name for name, module in model.named_modules() if "forward" in module.__dict__]
