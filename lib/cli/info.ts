@@ -5,6 +5,7 @@
 
 import os from 'node:os';
 import { escapeUnsafe } from '../core/printable.js';
+import { cLibrary } from '../environment/package-folder.js';
 import { version } from '../environment/version.js';
 import {
   type DeviceInfo,
@@ -104,6 +105,7 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     processor: (os.cpus()[0]?.model ?? 'unknown').trim(),
     cores: os.availableParallelism(),
     memory: os.totalmem(),
+    cLibrary: cLibrary(),
   };
   const json = parsed.flag('json');
   if (!json) {
@@ -112,6 +114,7 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
       ['Node.js', `${host.node} on ${host.platform}`],
       ['processor', `${host.processor}, ${host.cores} cores`],
       ['memory', mebibytes(host.memory)],
+      ['C library', host.cLibrary ?? 'not built (lowrank build --c-api)'],
     ];
     process.stdout.write(table(rows, []));
   }

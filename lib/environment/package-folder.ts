@@ -20,3 +20,9 @@ export function bundledModel(): string {
 export function bundledText(): string {
   return path.join(packageFolder(), 'examples', 'data', 'finetune.txt');
 }
+
+/** Path of liblowrank.so.1 as `lowrank build --c-api` leaves it, or null if it is not built. */
+export function cLibrary(): string | null {
+  const file = path.join(packageFolder(), 'build', 'Release', 'liblowrank.so.1');
+  return existsSync(file) ? file : null;
+}

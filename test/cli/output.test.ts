@@ -63,6 +63,7 @@ describe('info', () => {
     const facts = JSON.parse(stdout);
     expect(facts).toMatchObject({ node: process.version, devices: [], threads: null });
     expect(facts.defaultDevice).toBeNull();
+    expect(facts.cLibrary === null || fs.existsSync(facts.cLibrary)).toBe(true);
     expect(facts.bindingProblem).toContain('/nowhere/no.node: no such file');
     expect(stderr).toContain('/nowhere/no.node');
     expect(code).toBe(8);
