@@ -1,7 +1,8 @@
 /**
  * The drop-in for TensorFlow.js (`lowrank/tfjs`).
  *
- * `loraLinear` is a differentiable LoRA layer over a frozen, possibly quantised weight. `register` makes the matrix products of every TensorFlow.js program in this process run in these kernels.
+ * `loraLinear` is a differentiable LoRA layer over a frozen, possibly quantised weight. `applyLora` gives the dense
+ * layers of a model adapters, and `loraDense` makes such a layer. `register` makes the matrix products of every TensorFlow.js program in this process run in these kernels.
  */
 
 export {
@@ -11,6 +12,15 @@ export {
   unregister,
 } from './kernels/register.js';
 export { registerMissing } from './kernels/register-missing.js';
+export {
+  type ApplyLoraOptions,
+  applyLora,
+  type LoraMemory,
+  LoraModel,
+} from './layers/apply-lora.js';
+export type { LayerTargets, SkippedLayer } from './layers/find-layers.js';
+export { type LoraConfig, useAdapterMethod } from './layers/lora-config.js';
+export { type DenseConfig, LoraDense, loraDense } from './layers/lora-dense.js';
 export { type AdapterLinearOptions, adapterLinear } from './ops/adapter-linear.js';
 export { matMul } from './ops/batch-matmul.js';
 export { fromTfjs, toTfjs } from './ops/convert.js';
