@@ -34,8 +34,33 @@ function expectSame(body: () => TfTensor): void {
   unregister();
   expect(ours.shape).toEqual(theirs.shape);
   expect(ours.dtype).toBe(theirs.dtype);
-  expect(bitsOf(ours)).toEqual(bitsOf(theirs));
+  expect(valueBits(ours)).toEqual(valueBits(theirs));
 }
+
+/** The bits, of NaN always the same: its sign is the processor's. */
+function valueBits(tensor: TfTensor): Uint32Array {
+  const values = Float32Array.from(tensor.dataSync(), (value) =>
+    Number.isNaN(value) ? Number.NaN : value,
+  );
+  return new Uint32Array(values.buffer);
+}
+
+it('on wasm: gather and stack', async () => {
+  const tf = tensorflow();
+  await useBackend('wasm');
+  const x = randomTensor([5, 3, 40], 1);
+  const indices = tf.tensor2d([4, 0, 0, 2], [2, 2], 'int32');
+  expectSame(() => tf.gather(x, indices));
+  expectSame(() => tf.gather(x, tf.tensor1d([2, 1, 1], 'int32'), 1));
+  for (const axis of [0, 1, 2, 3]) expectSame(() => tf.stack([x, tf.neg(x)], axis));
+  expect(register({ kernels: 'all' }).kernels).toEqual([
+    'BatchMatMul',
+    '_FusedMatMul',
+    'GatherV2',
+    'Pack',
+  ]);
+  await useBackend('cpu');
+});
 
 describe('kernels: all', () => {
   const pairs: [number[], number[]][] = [
@@ -79,10 +104,10 @@ describe('kernels: all', () => {
     [[0, 3], [3]],
     [[1, 1], [1]],
   ];
-  it.each(pairs)('add, sub, mul and div of %j and %j', (a, b) => {
+  it.each(pairs)('add, sub, mul, div and pow of %j and %j', (a, b) => {
     const tf = tensorflow();
     const [left, right] = [withSpecials(a, 1), withSpecials(b, 2)];
-    for (const op of [tf.add, tf.sub, tf.mul, tf.div]) expectSame(() => op(left, right));
+    for (const op of [tf.add, tf.sub, tf.mul, tf.div, tf.pow]) expectSame(() => op(left, right));
   });
 
   it.each([
@@ -163,13 +188,54 @@ describe('kernels: all', () => {
     expectSame(() => tensorflow().transpose(withSpecials(shape, 1), perm));
   });
 
-  it('softmax and tanh', () => {
+  it.each([
+    [[6], [2], [3]],
+    [
+      [4, 5],
+      [1, 0],
+      [2, 5],
+    ],
+    [
+      [4, 5],
+      [1, 2],
+      [2, 3],
+    ],
+    [
+      [4, 5],
+      [1, 2],
+      [-1, -1],
+    ],
+    [
+      [2, 3, 40],
+      [0, 1, 5],
+      [2, 1, 30],
+    ],
+    [
+      [2, 3, 4, 5],
+      [1, 0, 2, 0],
+      [1, 3, 2, 5],
+    ],
+    [
+      [2, 3, 4, 5],
+      [0, 1, 0, 1],
+      [2, 2, 4, 3],
+    ],
+    [
+      [4, 5],
+      [1, 2],
+      [0, 3],
+    ],
+  ])('slices %j from %j, %j', (shape, begin, size) => {
+    expectSame(() => tensorflow().slice(withSpecials(shape, 1), begin, size));
+  });
+
+  it('softmax, tanh, neg and square', () => {
     const tf = tensorflow();
     for (const shape of [[7], [3, 5], [2, 3, 33]]) {
       expectSame(() => tf.softmax(randomTensor(shape, 1)));
       expectSame(() => tf.softmax(tf.mul(randomTensor(shape, 1), 200)));
       expectSame(() => tf.softmax(withSpecials(shape, 1)));
-      expectSame(() => tf.tanh(withSpecials(shape, 1)));
+      for (const op of [tf.tanh, tf.neg, tf.square]) expectSame(() => op(withSpecials(shape, 1)));
     }
     expectSame(() => tf.softmax(tf.fill([2, 4], Number.NEGATIVE_INFINITY)));
   });

@@ -41,6 +41,11 @@ const divideRow: Row = (a, ai, sa, b, bi, sb, out, o, n) => {
     out[o + i] = (a[ai] as number) / (b[bi] as number);
 };
 
+const powerRow: Row = (a, ai, sa, b, bi, sb, out, o, n) => {
+  for (let i = 0; i < n; i++, ai += sa, bi += sb)
+    out[o + i] = (a[ai] as number) ** (b[bi] as number);
+};
+
 /** The dimensions of a result and the steps of both operands, with neighbours joined where both are one run. */
 interface Broadcast {
   readonly shape: number[];
@@ -124,7 +129,7 @@ const tanh: Kernel = ({ x }) =>
   });
 
 /** y = f(x), by a loop over both. */
-export function unary(
+function unary(
   x: TensorInfo | undefined,
   run: (values: Values, out: Values) => void,
 ): TensorInfo | undefined {
@@ -164,6 +169,15 @@ export const elementwiseKernels: Readonly<Record<string, Kernel>> = {
   Add: binary(addRow),
   Sub: binary(subtractRow),
   RealDiv: binary(divideRow),
+  Pow: binary(powerRow),
+  Neg: ({ x }) =>
+    unary(x, (values, out) => {
+      for (let i = 0; i < out.length; i++) out[i] = -(values[i] as number);
+    }),
+  Square: ({ x }) =>
+    unary(x, (values, out) => {
+      for (let i = 0; i < out.length; i++) out[i] = (values[i] as number) * (values[i] as number);
+    }),
   Tanh: tanh,
   Softmax: softmax,
 };

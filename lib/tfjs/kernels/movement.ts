@@ -1,9 +1,15 @@
-/** Kernels for the cpu backend that move or sum values: Transpose, Sum, GatherV2, Pack. */
+/** Kernels for the cpu backend that move or sum values: Transpose, Sum, GatherV2, Pack, Slice. */
 
 import type { TensorInfo } from '@tensorflow/tfjs';
 import { tensorInfoFrom, valuesOf } from '../ops/backend-memory.js';
 import { tensorflow } from '../ops/tensorflow.js';
 import { type Kernel, sizeOf } from './kernel.js';
+
+/** Copies a run. For a short one, making a view of it takes longer than the loop. */
+function copyRun(from: Float32Array, start: number, n: number, to: Float32Array, at: number): void {
+  if (n > 24) to.set(from.subarray(start, start + n), at);
+  else for (let i = 0; i < n; i++) to[at + i] = from[start + i] as number;
+}
 
 /** Writes x with its axes in the order `perm`; runs of the last axis of the result are one loop. */
 function transposeInto(
@@ -21,7 +27,7 @@ function transposeInto(
   const at = new Array<number>(sizes.length).fill(0);
   let from = 0;
   for (let o = 0; ; ) {
-    if (step === 1 && n > 16) out.set(values.subarray(from, from + n), o);
+    if (step === 1) copyRun(values, from, n, out, o);
     else for (let i = 0, p = from; i < n; i++, p += step) out[o + i] = values[p] as number;
     o += n;
     if (o >= out.length) return;
@@ -101,8 +107,7 @@ const gather: Kernel = ({ x, indices }, { axis, batchDims }) => {
     let o = 0;
     for (let i = 0; i < outer; i++) {
       for (const row of rows) {
-        const from = (i * dim + row) * width;
-        out.set(values.subarray(from, from + width), o);
+        copyRun(values, (i * dim + row) * width, width, out, o);
         o += width;
       }
     }
@@ -125,11 +130,54 @@ const pack: Kernel = (inputs, { axis }) => {
     let o = 0;
     for (let i = 0; i < outer; i++) {
       for (const part of values) {
-        out.set(part.subarray(i * width, (i + 1) * width), o);
+        copyRun(part, i * width, width, out, o);
         o += width;
       }
     }
   });
+};
+
+/** A block of x: `size` elements of each axis from `begin` on. */
+function sliceInto(
+  values: Float32Array,
+  shape: readonly number[],
+  begin: readonly number[],
+  size: readonly number[],
+  out: Float32Array,
+): void {
+  if (out.length === 0) return;
+  // The last axes that are taken whole are one run.
+  let axis = shape.length - 1;
+  let run = 1;
+  for (; axis >= 0 && size[axis] === shape[axis]; axis--) run *= shape[axis] as number;
+  const width = axis < 0 ? run : run * (size[axis] as number);
+  const outer = out.length / width;
+  for (let i = 0; i < outer; i++) {
+    let [rest, from, step] = [i, 0, run];
+    if (axis >= 0) {
+      from = (begin[axis] as number) * run;
+      step = run * (shape[axis] as number);
+    }
+    for (let each = axis - 1; each >= 0; each--) {
+      const dim = size[each] as number;
+      from += ((begin[each] as number) + (rest % dim)) * step;
+      rest = Math.floor(rest / dim);
+      step *= shape[each] as number;
+    }
+    copyRun(values, from, width, out, i * width);
+  }
+}
+
+const slice: Kernel = ({ x }, { begin, size }) => {
+  if (x?.dtype !== 'float32') return undefined;
+  const { slice_util } = tensorflow();
+  const [from, sizes] = slice_util.parseSliceParams(
+    { shape: [...x.shape] } as never,
+    begin as number[],
+    size as number[],
+  ) as [number[], number[]];
+  slice_util.assertParamsValid({ shape: [...x.shape], rank: x.shape.length } as never, from, sizes);
+  return tensorInfoFrom(sizes, (out) => sliceInto(valuesOf(x), x.shape, from, sizes, out));
 };
 
 export const movementKernels: Readonly<Record<string, Kernel>> = {
@@ -137,4 +185,5 @@ export const movementKernels: Readonly<Record<string, Kernel>> = {
   Sum: sum,
   GatherV2: gather,
   Pack: pack,
+  Slice: slice,
 };

@@ -13,8 +13,8 @@ export type BorrowedBackend = 'cpu' | 'wasm';
 export const kLeastProducts: Readonly<Record<BorrowedBackend, number>> & {
   readonly other: number;
 } = {
-  cpu: 8_000,
-  wasm: 600_000,
+  cpu: 1_700,
+  wasm: 30_000,
   other: 4_000_000,
 };
 
