@@ -12,7 +12,7 @@ import { elementwiseKernels } from './elementwise.js';
 import type { Kernel, KernelInputs } from './kernel.js';
 import { movementKernels } from './movement.js';
 import { productKernel, productNames } from './products.js';
-import { calibrate, kLeastProducts } from './thresholds.js';
+import { calibrate, kLeastProducts, pays } from './thresholds.js';
 
 const kOp = 'tfjs.register';
 
@@ -111,7 +111,10 @@ export function register(options: RegisterOptions = {}): Registered {
   });
   unregister(backendName);
   let minProducts = given ?? (borrowed ? kLeastProducts[backendName] : kLeastProducts.other);
-  const product = productKernel(device, (M, N, K) => M * N * K >= minProducts);
+  const measured = given !== undefined || options.calibrate === true;
+  const product = productKernel(device, (M, N, K) =>
+    measured || !borrowed ? M * N * K >= minProducts : pays(backendName, M, N, K),
+  );
   for (const original of originals) {
     const isProduct = productNames.some((name) => name === original.kernelName);
     const kernel = isProduct ? product : (otherKernels[original.kernelName] as Kernel);

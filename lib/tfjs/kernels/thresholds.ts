@@ -18,6 +18,18 @@ export const kLeastProducts: Readonly<Record<BorrowedBackend, number>> & {
   other: 4_000_000,
 };
 
+/**
+ * Elements of a matrix beyond which the wasm backend keeps its product with a vector: reading the matrix from memory then
+ * takes most of the time, and is no faster here.
+ */
+const kLargestForVector = 400_000;
+
+/** Is M × K times K × N faster here, by default? */
+export function pays(backend: BorrowedBackend, M: number, N: number, K: number): boolean {
+  if (M * N * K < kLeastProducts[backend]) return false;
+  return backend === 'cpu' || Math.min(M, N) > 1 || Math.max(M, N) * K <= kLargestForVector;
+}
+
 /** Sides of the squares that a calibration times. */
 const kSides = [8, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128, 160] as const;
 const kMargin = 0.95;
