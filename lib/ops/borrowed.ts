@@ -43,7 +43,8 @@ export interface BorrowedProduct {
 /**
  * @internal out = product of a and b.
  * @param b for `abT` and `ab` also a weight of the same sizes
- * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE (`out` overlaps an operand), ERR_DEVICE, ERR_DISPOSED (a detached array)
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE (pairs), ERR_ALIAS (`out` overlaps an operand), ERR_DEVICE, ERR_DISPOSED (a
+ * detached array), ERR_UNSUPPORTED
  */
 export function multiplyBorrowed(
   device: Device,
