@@ -240,6 +240,24 @@ describe('kernels: all', () => {
     expectSame(() => tf.softmax(tf.fill([2, 4], Number.NEGATIVE_INFINITY)));
   });
 
+  it('sums in the order of the axes, where that matters', () => {
+    const tf = tensorflow();
+    const values = [1e38, 1, -1e38, 3, 1e38, -1e38, 5, 7, 1e38, -1e38, 1e38, -1e38];
+    const x = tf.tensor(values, [2, 3, 2]);
+    for (const axis of [
+      [0, 1],
+      [1, 0],
+      [0, 2],
+      [2, 0],
+      [1, 2],
+      [2, 1],
+      [0, 1, 2],
+      [2, 0, 1],
+    ]) {
+      expectSame(() => tf.sum(x, axis));
+    }
+  });
+
   it('gather and stack', () => {
     const tf = tensorflow();
     const x = withSpecials([5, 3, 4], 1);
