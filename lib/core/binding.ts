@@ -6,6 +6,7 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { BorrowedBinding } from './binding-borrowed.js';
 import type { ModelBinding, NativeHandle } from './binding-model.js';
 import type { HostArray, WeightBinding } from './binding-weights.js';
 import { type ErrorCode, LowrankError, LowrankTypeError } from './errors.js';
@@ -71,7 +72,7 @@ export type RawProjection =
     ];
 
 /** The raw functions of the addon; `native/addon/*.cpp` documents their arguments. */
-export interface Binding extends ModelBinding, WeightBinding {
+export interface Binding extends BorrowedBinding, ModelBinding, WeightBinding {
   devices(): RawDevice[];
   device(name: string): RawDevice | null;
   deviceNames(): string[];

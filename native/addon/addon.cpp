@@ -28,6 +28,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterPlanes(env, exports);
   RegisterBitFields(env, exports);
   RegisterOps(env, exports);
+  RegisterBorrowed(env, exports);
   RegisterLoraParts(env, exports);
   RegisterGrouped(env, exports);
   RegisterElementwise(env, exports);

@@ -11,6 +11,7 @@ namespace lowrank::addon {
 void RegisterTensors(Napi::Env env, Napi::Object exports);      // tensors.cpp
 void RegisterTransfer(Napi::Env env, Napi::Object exports);     // transfer.cpp
 void RegisterOps(Napi::Env env, Napi::Object exports);          // ops.cpp
+void RegisterBorrowed(Napi::Env env, Napi::Object exports);     // borrowed/borrowed.cpp
 void RegisterLoraParts(Napi::Env env, Napi::Object exports);    // lora_parts.cpp
 void RegisterGrouped(Napi::Env env, Napi::Object exports);      // grouped.cpp
 void RegisterElementwise(Napi::Env env, Napi::Object exports);  // elementwise.cpp

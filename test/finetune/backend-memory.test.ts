@@ -1,8 +1,8 @@
 /** The end of the wasm backend's heap: an error, and never the memory at its start. */
 
 import { afterEach, beforeAll, expect, it } from 'vitest';
-import { tensorFrom, tensorInfoFrom, valuesOf } from '../../lib/tfjs/backend-memory.js';
-import { tensorflow, useTensorflow } from '../../lib/tfjs/tensorflow.js';
+import { tensorFrom, tensorInfoFrom, valuesOf } from '../../lib/tfjs/ops/backend-memory.js';
+import { tensorflow, useTensorflow } from '../../lib/tfjs/ops/tensorflow.js';
 import { useBackend } from './setup.js';
 
 const real = tensorflow();

@@ -1,10 +1,10 @@
 /** TensorFlow.js on our kernels: every matrix product of a program, with its gradients. */
 
-import type { Scalar, Tensor as TfTensor } from '@tensorflow/tfjs';
+import type { KernelConfig, Scalar, Tensor as TfTensor } from '@tensorflow/tfjs';
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { memoryUsage, resetPeakMemory } from '../../lib/index.js';
+import { memoryUsage } from '../../lib/index.js';
 import { register, unregister } from '../../lib/tfjs/index.js';
-import { tensorflow } from '../../lib/tfjs/tensorflow.js';
+import { tensorflow } from '../../lib/tfjs/ops/tensorflow.js';
 import { backends, randomValues, useBackend } from './setup.js';
 
 function random(shape: number[], seed: number): TfTensor {
@@ -108,54 +108,108 @@ describe.each(backends)('on the %s backend', (backend) => {
     },
   );
 
+  /** How many products the backend's own kernel runs in `body`, with `options` registered. */
+  function keptBy(options: Parameters<typeof register>[0], body: () => void): number {
+    const tf = tensorflow();
+    const original = tf.getKernel('BatchMatMul', backend) as KernelConfig;
+    let calls = 0;
+    tf.unregisterKernel('BatchMatMul', backend);
+    tf.registerKernel({
+      ...original,
+      kernelFunc: (params) => {
+        calls++;
+        return original.kernelFunc(params);
+      },
+    });
+    try {
+      register(options);
+      tf.tidy(body);
+      return calls;
+    } finally {
+      unregister();
+      tf.unregisterKernel('BatchMatMul', backend);
+      tf.registerKernel(original);
+    }
+  }
+
   it('really runs here, gives zeros for sums over nothing, and gives the kernels back', () => {
     const tf = tensorflow();
     const original = tf.getKernel('BatchMatMul', backend);
-    register({ minProducts: 0 });
+    const registered = register({ minProducts: 0 });
+    expect(registered).toEqual({
+      backend,
+      kernels: ['BatchMatMul', '_FusedMatMul'],
+      minProducts: 0,
+    });
     expect(tf.getKernel('BatchMatMul', backend)).not.toBe(original);
-    resetPeakMemory();
     const before = memoryUsage();
     const theirs = tf.memory().numTensors;
     const product = tf.matMul(random([32, 32], 1), random([32, 32], 2));
-    expect(memoryUsage().peakBytes).toBeGreaterThanOrEqual(before.liveBytes + 3 * 32 * 32 * 4);
-    expect(memoryUsage().liveTensors).toBe(before.liveTensors);
+    expect(memoryUsage()).toEqual(before);
     expect(tf.memory().numTensors).toBe(theirs + 3);
     expect(product.shape).toEqual([32, 32]);
     expect(tf.matMul(tf.zeros([2, 0]), tf.zeros([0, 3])).dataSync()).toEqual(new Float32Array(6));
     register();
     unregister();
     expect(tf.getKernel('BatchMatMul', backend)).toBe(original);
-    expect(() => register({ backend: 'webgl' })).toThrow(/backend must be cpu or wasm/);
+    expect(keptBy({ minProducts: 0 }, () => tf.matMul(random([4, 4], 1), random([4, 4], 2)))).toBe(
+      0,
+    );
+  });
+
+  it('rejects other backends and kernels, and changes nothing then', () => {
+    const tf = tensorflow();
+    const original = tf.getKernel('BatchMatMul', backend);
+    const bad = <T>(value: unknown) => value as T;
+    expect(() => register({ backend: 'webgl' })).toThrow(
+      /backend must be cpu or wasm .* copy both operands .*got "webgl"/,
+    );
+    expect(() => register({ backend: 'own', force: true })).toThrow(/without BatchMatMul/);
+    expect(() => register({ kernels: ['Softmax', 'Conv2D'] })).toThrow(
+      expect.objectContaining({ code: 'ERR_VALUE' }),
+    );
+    expect(() => register({ kernels: bad(3) })).toThrow(
+      expect.objectContaining({ code: 'ERR_TYPE' }),
+    );
+    expect(() => register({ minProducts: -1 })).toThrow(
+      expect.objectContaining({ code: 'ERR_VALUE' }),
+    );
+    expect(() =>
+      register({ kernels: ['Pack', ...(backend === 'wasm' ? ['Add'] : ['Fill'])] }),
+    ).toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
+    expect(tf.getKernel('BatchMatMul', backend)).toBe(original);
   });
 
   it('leaves to the backend what it does in less time', () => {
-    const tf = tensorflow();
     const wasm = backend === 'wasm';
-    // Few rows of a large matrix: wasm multiplies while it reads, here the matrix is copied first.
     const sizes = [
-      { shape: [16, 16, 16], here: false },
-      { shape: [32, 32, 32], here: !wasm },
-      { shape: [64, 64, 64], here: !wasm },
+      { shape: [8, 8, 8], here: false },
+      { shape: [16, 16, 16], here: !wasm },
+      { shape: [32, 32, 32], here: true },
       { shape: [128, 128, 128], here: true },
       { shape: [1, 1024, 1024], here: !wasm },
+      { shape: [1, 512, 512], here: true },
+      { shape: [1024, 1024, 1], here: !wasm },
       { shape: [32, 1024, 1024], here: true },
-      { shape: [512, 512, 8], here: !wasm },
+      { shape: [512, 512, 8], here: true },
     ];
-    register();
     for (const { shape, here } of sizes) {
       const [M, K, N] = shape as [number, number, number];
       const [a, b] = [random([M, K], 1), random([K, N], 2)];
-      resetPeakMemory();
-      const before = memoryUsage().liveBytes;
-      tf.matMul(a, b);
-      expect([shape, memoryUsage().peakBytes > before]).toEqual([shape, here]);
+      const kept = keptBy({}, () => tensorflow().matMul(a, b));
+      expect([shape, kept === 0]).toEqual([shape, here]);
     }
     // A threshold of one's own takes all from there on.
-    register({ minProducts: 16 ** 3 });
-    resetPeakMemory();
-    const before = memoryUsage().liveBytes;
-    tf.matMul(random([16, 16], 1), random([16, 16], 2));
-    expect(memoryUsage().peakBytes).toBeGreaterThan(before);
+    const [a, b] = [random([16, 16], 1), random([16, 16], 2)];
+    expect(keptBy({ minProducts: 16 ** 3 }, () => tensorflow().matMul(a, b))).toBe(0);
+    expect(keptBy({ minProducts: 16 ** 3 + 1 }, () => tensorflow().matMul(a, b))).toBe(1);
+  });
+
+  it('measures the threshold, once', () => {
+    const first = register({ calibrate: true });
+    expect(first.minProducts).toBeGreaterThan(100);
+    expect(first.minProducts).toBeLessThanOrEqual(2 * 160 ** 3);
+    expect(register({ calibrate: true })).toEqual(first);
   });
 
   it('trains a dense layer of TensorFlow.js to the same weights', async () => {

@@ -10,7 +10,7 @@ import { Decoder } from '../../lib/model/decoder.js';
 import { DecoderWeights, linearsOf } from '../../lib/model/decoder-weights.js';
 import { type HfModel, openHfModel } from '../../lib/model/hf-model.js';
 import { SequenceSet } from '../../lib/text/text-data.js';
-import { tensorflow } from '../../lib/tfjs/tensorflow.js';
+import { tensorflow } from '../../lib/tfjs/ops/tensorflow.js';
 import { type AdapterConfig, AdapterSet, methodNamed } from '../../lib/train/adapter-set.js';
 import { ModelTrainer, type TrainOptions } from '../../lib/train/model-trainer.js';
 import { noise, type TinyCheckpointOptions, writeTinyCheckpoint } from './tiny-checkpoint.js';

@@ -8,8 +8,8 @@
  */
 
 import type { Tensor } from '@tensorflow/tfjs';
-import { tensorFrom, valuesOf } from '../../tfjs/backend-memory.js';
-import { tensorflow } from '../../tfjs/tensorflow.js';
+import { tensorFrom, valuesOf } from '../../tfjs/ops/backend-memory.js';
+import { tensorflow } from '../../tfjs/ops/tensorflow.js';
 import { customOp } from './custom-op.js';
 import { exp } from './exp.js';
 import { mergeHeads, type RotaryTable, splitHeads } from './heads.js';

@@ -2,7 +2,7 @@
  * Selects the TensorFlow.js backend for training.
  */
 
-import { tensorflow } from '../../tfjs/tensorflow.js';
+import { tensorflow } from '../../tfjs/ops/tensorflow.js';
 
 /**
  * Makes the wasm backend the current one if it is available. The cpu backend computes the same, ten

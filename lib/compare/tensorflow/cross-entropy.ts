@@ -1,6 +1,6 @@
 import type { Scalar, Tensor } from '@tensorflow/tfjs';
-import { tensorFrom, valuesOf } from '../../tfjs/backend-memory.js';
-import { isRecording } from '../../tfjs/saved-states.js';
+import { tensorFrom, valuesOf } from '../../tfjs/ops/backend-memory.js';
+import { isRecording } from '../../tfjs/ops/saved-states.js';
 import { customOp } from './custom-op.js';
 import { exp } from './exp.js';
 

@@ -8,8 +8,8 @@
  */
 
 import type { Tensor } from '@tensorflow/tfjs';
-import { isRecording } from '../../tfjs/saved-states.js';
-import { tensorflow } from '../../tfjs/tensorflow.js';
+import { isRecording } from '../../tfjs/ops/saved-states.js';
+import { tensorflow } from '../../tfjs/ops/tensorflow.js';
 
 /** The result of a forward pass, and the tensors that the backward pass reads. */
 export interface Forward {

@@ -7,7 +7,7 @@
 import type { Tensor } from '@tensorflow/tfjs';
 import type { LlamaConfig } from '../../model/llama-config.js';
 import { rotaryFrequencies } from '../../model/rotary.js';
-import { tensorFrom, valuesOf } from '../../tfjs/backend-memory.js';
+import { tensorFrom, valuesOf } from '../../tfjs/ops/backend-memory.js';
 import { customOp } from './custom-op.js';
 
 /** cos and sin of every angle, [T, d / 2] each. */

@@ -9,8 +9,8 @@
  */
 
 import type { Scalar, Tensor } from '@tensorflow/tfjs';
-import { tensorFrom, valuesOf } from '../../tfjs/backend-memory.js';
-import { tensorflow } from '../../tfjs/tensorflow.js';
+import { tensorFrom, valuesOf } from '../../tfjs/ops/backend-memory.js';
+import { tensorflow } from '../../tfjs/ops/tensorflow.js';
 import type { StepSnapshot } from '../../train/snapshot.js';
 import { attention } from './attention.js';
 import { readyTensorflow } from './backend.js';

@@ -1,5 +1,5 @@
 import type { Tensor } from '@tensorflow/tfjs';
-import { tensorFrom, valuesOf } from '../../tfjs/backend-memory.js';
+import { tensorFrom, valuesOf } from '../../tfjs/ops/backend-memory.js';
 import { customOp } from './custom-op.js';
 
 /**

@@ -1,6 +1,6 @@
 /**
- * Reads and writes the values of TensorFlow.js tensors in place, if the backend allows it. An op then copies each
- * operand once into native memory, and its result once back.
+ * Reads and writes the values of TensorFlow.js tensors in place, if the backend allows it. Ops of a host device then
+ * compute on that memory, and others copy each operand once into native memory and the result once back.
  *
  * | backend | read | write |
  * | --- | --- | --- |
@@ -18,7 +18,7 @@
  */
 
 import type { DataType, Tensor, TensorInfo } from '@tensorflow/tfjs';
-import { fail } from '../core/errors.js';
+import { fail } from '../../core/errors.js';
 import { tensorflow } from './tensorflow.js';
 
 /** The internals of the wasm backend that the path through the heap uses. */
@@ -59,35 +59,59 @@ export function tensorFrom(shape: readonly number[], fill: (target: Float32Array
   return engine.makeTensorFromTensorInfo(tensorInfoFrom(shape, fill));
 }
 
+/**
+ * Like {@link tensorFrom}, for several tensors that are written together.
+ *
+ * @param fill gets the memory of each, in the order of `shapes`
+ */
+export function tensorsFrom(
+  shapes: readonly (readonly number[])[],
+  fill: (targets: readonly Float32Array[]) => void,
+): Tensor[] {
+  const engine = tensorflow().engine();
+  return tensorInfosFrom(shapes, fill).map((info) => engine.makeTensorFromTensorInfo(info));
+}
+
 /** Like {@link tensorFrom}, for kernels: nothing tracks the result. */
 export function tensorInfoFrom(
   shape: readonly number[],
   fill: (target: Float32Array) => void,
 ): TensorInfo {
-  const size = shape.reduce((product, dim) => product * dim, 1);
+  const [info] = tensorInfosFrom([shape], ([target]) => fill(target as Float32Array));
+  return info as TensorInfo;
+}
+
+function tensorInfosFrom(
+  shapes: readonly (readonly number[])[],
+  fill: (targets: readonly Float32Array[]) => void,
+): TensorInfo[] {
   const wasm = wasmBackend();
   if (wasm !== undefined) {
-    const info = wasm.makeOutput([...shape], 'float32');
+    const infos: TensorInfo[] = [];
     let done = false;
     try {
-      const view = heapView(wasm, info);
-      if (view !== undefined) {
-        fill(view);
+      // All before the first view: the heap may grow, and then it lies elsewhere.
+      for (const shape of shapes) infos.push(wasm.makeOutput([...shape], 'float32'));
+      const views = infos.flatMap((info) => heapView(wasm, info) ?? []);
+      if (views.length === infos.length) {
+        fill(views);
         done = true;
-        return info;
+        return infos;
       }
     } finally {
-      if (!done) tensorflow().engine().backend.disposeData(info.dataId);
+      if (!done) for (const { dataId } of infos) tensorflow().engine().backend.disposeData(dataId);
     }
   }
-  const values = new Float32Array(size);
+  const values = shapes.map(
+    (shape) => new Float32Array(shape.reduce((product, dim) => product * dim, 1)),
+  );
   fill(values);
   const backend = tensorflow().engine().backend;
-  return {
-    dataId: backend.write(values, [...shape], 'float32'),
+  return shapes.map((shape, i) => ({
+    dataId: backend.write(values[i] as Float32Array, [...shape], 'float32'),
     shape: [...shape],
     dtype: 'float32',
-  };
+  }));
 }
 
 function wasmBackend(): WasmBackend | undefined {

@@ -1,7 +1,7 @@
 /** Converts tensors between the libraries. Both directions copy. */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
-import { type Device, type DType, Tensor } from '../index.js';
+import { type Device, type DType, Tensor } from '../../index.js';
 import { tensorFrom, valuesOf } from './backend-memory.js';
 import { requireTfFloat } from './operands.js';
 

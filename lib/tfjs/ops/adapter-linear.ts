@@ -4,14 +4,14 @@
  */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
-import { fail } from '../core/errors.js';
+import { fail } from '../../core/errors.js';
 import {
   type Adapter,
   type AdapterGradients,
   type AdapterSaved,
   type QuantizedWeight,
   Tensor,
-} from '../index.js';
+} from '../../index.js';
 import { tensorFrom, valuesOf } from './backend-memory.js';
 import { requireLinearShapes, requireTfFloat } from './operands.js';
 import { isRecording, keepState, releaseState } from './saved-states.js';

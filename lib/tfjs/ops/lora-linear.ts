@@ -4,12 +4,12 @@
  *   y = x · dequant(w)ᵀ + scaling · (x · lora_aᵀ) · lora_bᵀ + bias
  *
  * Forward and backward run in the library's kernels. w is never dequantised as a whole and has no
- * gradient. The state for the backward pass is kept in the library's memory, not in tensors of
- * TensorFlow.js, and only while a gradient is being recorded.
+ * gradient. On a host device the kernels work on the memory of TensorFlow.js (borrowed-lora.ts). For other devices, the
+ * operands are copied, and the state for the backward pass is kept there while a gradient is being recorded.
  */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
-import { fail } from '../core/errors.js';
+import { fail } from '../../core/errors.js';
 import {
   type Device,
   defaultDevice,
@@ -20,8 +20,11 @@ import {
   loraForward,
   type QuantizedWeight,
   Tensor,
-} from '../index.js';
+} from '../../index.js';
+import { isHostDevice, takesBorrowed } from '../../ops/borrowed.js';
 import { tensorFrom, valuesOf } from './backend-memory.js';
+import { borrowedLoraLinear } from './borrowed-lora.js';
+import { requireFirstOrder } from './gradient-op.js';
 import { isTfTensor, requireBias, requireLinearShapes, requireTfFloat } from './operands.js';
 import { isRecording, keepState, releaseState } from './saved-states.js';
 import { tensorflow } from './tensorflow.js';
@@ -97,6 +100,11 @@ export function loraLinear(
   const wants = new Set(differentiable.map(([name]) => name));
 
   const call: Call = { x, w, loraA, loraB, M: x.size / K, K, N, settings, wants, options };
+  const device = deviceOf(call);
+  if (isTfTensor(w) ? isHostDevice(device) : takesBorrowed(w)) {
+    const borrowed = { ...call, device, r, bias, recording };
+    return borrowedLoraLinear(kOp, borrowed, Object.fromEntries(differentiable));
+  }
   if (!recording || wants.size === 0) return forward(call, false).value;
   const op = tensorflow().customGrad(() => {
     const { value, state } = forward(call, true);
@@ -106,7 +114,7 @@ export function loraLinear(
   return op(...differentiable.map(([, tensor]) => tensor));
 }
 
-interface AdapterSettings {
+export interface AdapterSettings {
   readonly loraAlpha: number;
   readonly rslora: boolean;
   readonly dropout: number;
@@ -123,6 +131,10 @@ interface Call {
   readonly settings: AdapterSettings;
   readonly wants: ReadonlySet<LoraLinearInput>;
   readonly options: LoraLinearOptions;
+}
+
+function deviceOf({ w, options }: Call): Device {
+  return isTfTensor(w) ? (options.device ?? defaultDevice()) : w.device;
 }
 
 /** The state of a forward pass: its saved state, and the operands that the backward pass reads again. */
@@ -144,7 +156,7 @@ class PassState {
 function forward(call: Call, keep: boolean): { value: TfTensor; state: PassState } {
   const { x, w, loraA, loraB, M, K, N, settings, wants, options } = call;
   const { bias, seed } = options;
-  const device = isTfTensor(w) ? (options.device ?? defaultDevice()) : w.device;
+  const device = deviceOf(call);
   const copyIn = (tensor: TfTensor, shape: readonly number[] = tensor.shape) =>
     Tensor.from(valuesOf(tensor), shape, { device });
   const state = new PassState();
@@ -188,9 +200,7 @@ function backward(
   { M, N }: Call,
   differentiable: readonly (readonly [LoraLinearInput, TfTensor])[],
 ): TfTensor[] {
-  if (isRecording()) {
-    fail('ERR_UNSUPPORTED', kOp, 'the gradient', 'of first order', 'a gradient of a gradient');
-  }
+  requireFirstOrder(kOp);
   const { saved } = state;
   if (saved === undefined || saved.disposed) {
     fail(

@@ -9,12 +9,44 @@
 
 import { createRequire } from 'node:module';
 import type * as tfjs from '@tensorflow/tfjs';
-import { LowrankError } from '../core/errors.js';
+import { LowrankError } from '../../core/errors.js';
 
 /** The namespace object of `@tensorflow/tfjs`. */
 export type Tensorflow = typeof tfjs;
 
+const kPackage = '@tensorflow/tfjs';
+
 let instance: Tensorflow | undefined;
+const watchers: ((tf: Tensorflow) => void)[] = [];
+
+function use(tf: Tensorflow): Tensorflow {
+  instance = tf;
+  for (const watcher of watchers) watcher(tf);
+  return tf;
+}
+
+/**
+ * @internal Calls `watcher` with every TensorFlow.js that comes into use. One that the program has already loaded, or
+ * loads beside this module, comes into use at once: a saved model may need its classes before this library is called.
+ */
+export function onTensorflow(watcher: (tf: Tensorflow) => void): void {
+  watchers.push(watcher);
+  if (instance === undefined && !useLoaded()) queueMicrotask(useLoaded);
+}
+
+/** Takes the installed TensorFlow.js into use if something has loaded it. */
+function useLoaded(): boolean {
+  if (instance !== undefined) return true;
+  const require = createRequire(import.meta.url);
+  try {
+    const loaded = require.cache[require.resolve(kPackage)];
+    if (loaded?.loaded !== true) return false;
+    use(loaded.exports as Tensorflow);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /**
  * Makes this module use the given TensorFlow.js, for programs whose copy `require` cannot find
@@ -27,7 +59,7 @@ let instance: Tensorflow | undefined;
  * useTensorflow(tf);
  */
 export function useTensorflow(tf: Tensorflow): void {
-  instance = tf;
+  use(tf);
 }
 
 /**
@@ -36,16 +68,18 @@ export function useTensorflow(tf: Tensorflow): void {
  */
 export function tensorflow(): Tensorflow {
   if (instance === undefined) {
+    let found: Tensorflow;
     try {
       // The CommonJS build: the same instance that `import` returns in Node, and it loads
       // synchronously.
-      instance = createRequire(import.meta.url)('@tensorflow/tfjs') as Tensorflow;
+      found = createRequire(import.meta.url)(kPackage) as Tensorflow;
     } catch (error) {
       const text =
         'lowrank/tfjs: the peer dependency @tensorflow/tfjs must be installed, got no such package. ' +
         'Run: npm install @tensorflow/tfjs @tensorflow/tfjs-backend-wasm';
       throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'lowrank/tfjs', cause: error });
     }
+    return use(found);
   }
   return instance;
 }

@@ -3,18 +3,18 @@
  *
  *   c[i] = op(a[i]) · op(b[i]),  op(t) = t or tᵀ
  *
- * The library has two products with a matrix [N, K] on the right: matmul, x · wᵀ, and
- * matmulInputGrad, dy · w. They serve b transposed and b untransposed. A transposed a is transposed
- * while it is copied in.
+ * A host device computes on the memory of TensorFlow.js. Only if both sides are transposed, a is turned first. For
+ * other devices the operands are copied: matmul, x · wᵀ, and matmulInputGrad, dy · w, serve b transposed and b
+ * untransposed, and a transposed a is turned while it is copied in.
  */
 
 import type { TensorInfo, Tensor as TfTensor } from '@tensorflow/tfjs';
-import { fail } from '../core/errors.js';
-import { type Device, defaultDevice, matmul, matmulInputGrad, Tensor } from '../index.js';
-import { tensorFrom, valuesOf } from './backend-memory.js';
+import { fail } from '../../core/errors.js';
+import { type Device, defaultDevice, matmul, matmulInputGrad, Tensor } from '../../index.js';
+import { isHostDevice, multiplyBorrowed } from '../../ops/borrowed.js';
+import { tensorFrom, tensorInfoFrom, valuesOf } from './backend-memory.js';
+import { gradientOp } from './gradient-op.js';
 import { requireTfFloat } from './operands.js';
-import { isRecording } from './saved-states.js';
-import { tensorflow } from './tensorflow.js';
 
 const kOp = 'tfjs.matMul';
 
@@ -54,7 +54,7 @@ export function planBatchMatMul(
   return { outShape: [...shape, M, N], M, N, K, transposeA, transposeB, aIndex, bIndex };
 }
 
-/** Writes the product into `target`, [batch, M, N]. All products are queued before the first wait. */
+/** Writes the product into `target`, [batch, M, N]. */
 export function runBatchMatMul(
   plan: BatchMatMulPlan,
   a: TensorInfo,
@@ -62,15 +62,62 @@ export function runBatchMatMul(
   target: Float32Array,
   device: Device,
 ): void {
-  const { M, N, K, transposeA, transposeB, aIndex, bIndex } = plan;
-  if (target.length === 0 || K === 0) {
+  if (target.length === 0 || plan.K === 0) {
     target.fill(0);
     return;
   }
   const aValues = valuesOf(a);
   const bValues = valuesOf(b);
-  // One matrix on the right and a run of matrices on the left form one taller matrix.
-  const stacked = !transposeA && bIndex.every((i) => i === bIndex[0]) && isRun(aIndex);
+  if (isHostDevice(device)) runBorrowed(plan, aValues, bValues, target, device);
+  else runCopied(plan, aValues, bValues, target, device);
+}
+
+/** One matrix on the right and a run of matrices on the left form one taller matrix. */
+function isStacked({ transposeA, aIndex, bIndex }: BatchMatMulPlan): boolean {
+  return !transposeA && bIndex.every((i) => i === bIndex[0]) && isRun(aIndex);
+}
+
+function runBorrowed(
+  plan: BatchMatMulPlan,
+  a: Float32Array,
+  b: Float32Array,
+  target: Float32Array,
+  device: Device,
+): void {
+  const { M, N, K, transposeA, transposeB, aIndex, bIndex } = plan;
+  const count = aIndex.length;
+  let left = a;
+  if (transposeA && transposeB) {
+    left = new Float32Array(a.length);
+    for (let at = 0; at < a.length; at += M * K) {
+      transpose(a.subarray(at, at + M * K), K, M, left.subarray(at, at + M * K));
+    }
+  }
+  const form = transposeB ? 'abT' : transposeA ? 'aTb' : 'ab';
+  if (count === 1 || isStacked(plan)) {
+    const start = (bIndex[0] as number) * N * K;
+    const right = b.length === N * K ? b : b.subarray(start, start + N * K);
+    multiplyBorrowed(device, { form, M: M * count, N, K }, left, right, target);
+    return;
+  }
+  const pairs = new Int32Array(2 * count);
+  for (let i = 0; i < count; i++) {
+    pairs[2 * i] = aIndex[i] as number;
+    pairs[2 * i + 1] = bIndex[i] as number;
+  }
+  multiplyBorrowed(device, { form, M, N, K, pairs }, left, b, target);
+}
+
+/** All products are queued before the first wait. */
+function runCopied(
+  plan: BatchMatMulPlan,
+  aValues: Float32Array,
+  bValues: Float32Array,
+  target: Float32Array,
+  device: Device,
+): void {
+  const { M, N, K, transposeA, transposeB, aIndex, bIndex } = plan;
+  const stacked = isStacked(plan);
   const count = stacked ? 1 : aIndex.length;
   const rows = stacked ? M * aIndex.length : M;
   const results: Tensor[] = [];
@@ -139,33 +186,21 @@ export function matMul(
     const step = planBatchMatMul(left.shape, right.shape, tl, tr) as BatchMatMulPlan;
     return tensorFrom(shape, (target) => runBatchMatMul(step, left, right, target, device));
   };
-  const op = tensorflow().customGrad((...args: unknown[]) => {
-    const save = args[2] as (tensors: TfTensor[]) => void;
-    save([a, b]);
+  const forward = () =>
+    tensorInfoFrom(plan.outShape, (target) => runBatchMatMul(plan, a, b, target, device));
+  return gradientOp(kOp, { a, b }, forward, (dy, saved) => {
+    const [left, right] = saved as [TfTensor, TfTensor];
     return {
-      value: run(plan.outShape, a, b, transposeA, transposeB),
-      gradFunc: (dy: TfTensor, saved: TfTensor[]) => {
-        if (isRecording()) {
-          fail(
-            'ERR_UNSUPPORTED',
-            kOp,
-            'the gradient',
-            'of first order',
-            'a gradient of a gradient',
-          );
-        }
-        const [aSaved, bSaved] = saved as [TfTensor, TfTensor];
-        const da = transposeA
-          ? run(a.shape, bSaved, dy, transposeB, true)
-          : run(a.shape, dy, bSaved, false, !transposeB);
-        const db = transposeB
-          ? run(b.shape, dy, aSaved, true, transposeA)
-          : run(b.shape, aSaved, dy, !transposeA, false);
-        return [da, db];
-      },
+      a: () =>
+        transposeA
+          ? run(a.shape, right, dy, transposeB, true)
+          : run(a.shape, dy, right, false, !transposeB),
+      b: () =>
+        transposeB
+          ? run(b.shape, dy, left, true, transposeA)
+          : run(b.shape, left, dy, !transposeA, false),
     };
   });
-  return op(a, b);
 }
 
 /** Are the indices 0, 1, 2, …? */

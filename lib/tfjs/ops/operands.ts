@@ -1,8 +1,8 @@
 /** Checks of operands that the ops of this folder share. */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
-import { fail, wrongType } from '../core/errors.js';
-import type { QuantizedWeight, Tensor } from '../index.js';
+import { fail, wrongType } from '../../core/errors.js';
+import type { QuantizedWeight, Tensor } from '../../index.js';
 import { tensorflow } from './tensorflow.js';
 
 /** Is a value a tensor of TensorFlow.js, from any copy of it? */
