@@ -3,6 +3,7 @@
 import { fail, wrongType } from '../core/errors.js';
 import { ownFields, readOptions } from '../core/validate.js';
 import { Adapter, type AdapterSaved, type BaseWeight, multiplyAdd, Tensor } from '../index.js';
+import type { JaxArray } from './jax.js';
 import {
   checkPath,
   type LayerCall,
@@ -12,7 +13,13 @@ import {
   type Shapes,
   segment,
 } from './segment.js';
-import { type Frozen, frozenWeight, type WeightOptions, weightShape } from './weights.js';
+import {
+  deviceOf,
+  type Frozen,
+  frozenOperands,
+  type WeightOptions,
+  weightShape,
+} from './weights.js';
 
 /** Options of {@link adapterLinear}. */
 export interface AdapterLinearOptions extends WeightOptions {
@@ -20,6 +27,8 @@ export interface AdapterLinearOptions extends WeightOptions {
   readonly adapter: Adapter;
   /** The path in `params` of each trained tensor, by its name. */
   readonly parameters: Readonly<Record<string, string>>;
+  /** [N]. A path in `params` is trained; an array of jax-js (consumed) or a tensor is frozen. */
+  readonly bias?: string | JaxArray | Tensor;
 }
 
 /**
@@ -41,6 +50,7 @@ export function adapterLinear(options: AdapterLinearOptions): Segment {
     device: true,
     adapter: true,
     parameters: true,
+    bias: true,
   });
   const { adapter } = given;
   if (!(adapter instanceof Adapter)) throw wrongType(op, 'adapter', 'an Adapter', adapter);
@@ -52,20 +62,22 @@ export function adapterLinear(options: AdapterLinearOptions): Segment {
     const expected = `the paths of ${names.join(', ')}`;
     fail('ERR_VALUE', op, 'parameters', expected, Object.keys(paths).join(', ') || 'none');
   }
-  const parameters = Object.fromEntries(
-    names.map((name) => [name, checkPath(op, `parameters.${name}`, paths[name])]),
-  );
+  const { bias } = given;
+  const parameters = Object.fromEntries([
+    ...names.map((name) => [name, checkPath(op, `parameters.${name}`, paths[name])]),
+    ...(typeof bias === 'string' ? [['bias', bias]] : []),
+  ]) as Readonly<Record<string, string>>;
   const { N, K } = weightShape(op, given.w);
   if (N !== adapter.outFeatures || K !== adapter.inFeatures) {
     const expected = `[${adapter.outFeatures}, ${adapter.inFeatures}], as the adapter`;
     fail('ERR_SHAPE', op, 'w', expected, `[${N}, ${K}]`);
   }
-  const w = frozenWeight(op, given as WeightOptions);
-  const layer = new AdapterLayer(op, w, adapter, parameters);
-  if (w.value.device !== adapter.device) {
-    layer.dispose();
-    fail('ERR_DEVICE', op, 'adapter', `on ${w.value.device}, as w`, adapter.device);
+  const device = deviceOf(given as WeightOptions);
+  if (device !== adapter.device) {
+    fail('ERR_DEVICE', op, 'adapter', `on ${device}, as w`, adapter.device);
   }
+  const { w, bias: frozen } = frozenOperands(op, given as WeightOptions, bias);
+  const layer = new AdapterLayer(op, w, frozen, adapter, parameters);
   return segment(layer);
 }
 
@@ -73,16 +85,19 @@ class AdapterLayer implements SegmentLayer<AdapterSaved> {
   readonly op: string;
   readonly parameters: Readonly<Record<string, string>>;
   readonly #w: Frozen<BaseWeight>;
+  readonly #bias: Frozen<Tensor> | undefined;
   readonly #adapter: Adapter;
 
   constructor(
     op: string,
     w: Frozen<BaseWeight>,
+    bias: Frozen<Tensor> | undefined,
     adapter: Adapter,
     parameters: Readonly<Record<string, string>>,
   ) {
     this.op = op;
     this.#w = w;
+    this.#bias = bias;
     this.#adapter = adapter;
     this.parameters = parameters;
   }
@@ -108,6 +123,9 @@ class AdapterLayer implements SegmentLayer<AdapterSaved> {
       const operand = `${name} (params.${this.parameters[name]})`;
       fail('ERR_SHAPE', op, operand, shown(tensor.shape), shown(shapes[name]));
     }
+    if (shapes.bias !== undefined && shown(shapes.bias) !== shown([N])) {
+      fail('ERR_SHAPE', op, `bias (params.${this.parameters.bias})`, `[${N}]`, shown(shapes.bias));
+    }
     return [...x.slice(0, -1), N];
   }
 
@@ -115,8 +133,10 @@ class AdapterLayer implements SegmentLayer<AdapterSaved> {
     for (const [name, tensor] of Object.entries(this.#adapter.parameters)) {
       tensor.write((parameters[name] as Tensor).readSync());
     }
+    const bias = parameters.bias ?? this.#bias?.value;
     return this.#adapter.forward(x, this.#w.value, {
       training,
+      ...(bias === undefined ? {} : { bias }),
       ...(seed === undefined ? {} : { seed }),
     });
   }
@@ -126,23 +146,27 @@ class AdapterLayer implements SegmentLayer<AdapterSaved> {
     saved: AdapterSaved,
     { dx, into }: { dx: boolean; into?: Tensor },
   ): LayerGradients {
-    const names = Object.keys(this.parameters);
-    const found = this.#adapter.backward(dy, saved, { needs: dx ? ['dx', ...names] : names });
+    const tensors = this.#adapter.parameters;
+    const names = Object.keys(tensors);
+    const trainsBias = 'bias' in this.parameters;
+    const found = this.#adapter.backward(dy, saved, {
+      needs: [...(dx ? ['dx'] : []), ...names, ...(trainsBias ? ['dBias'] : [])],
+    });
     const added =
       found.dx === undefined || into === undefined
         ? found.dx
         : multiplyAdd({ a: found.dx, c: into });
     // A tensor that the formula does not reach has no gradient.
-    const parameters = Object.fromEntries(
-      names.map((name) => {
-        const { shape, device } = this.#adapter.parameters[name] as Tensor;
-        return [name, found.parameters[name] ?? Tensor.zeros(shape, { device })];
-      }),
-    );
+    const parameters: Record<string, Tensor> = {};
+    for (const [name, { shape, device }] of Object.entries(tensors)) {
+      parameters[name] = found.parameters[name] ?? Tensor.zeros(shape, { device });
+    }
+    if (found.dBias !== undefined) parameters.bias = found.dBias;
     return { ...(added === undefined ? {} : { dx: added }), parameters };
   }
 
   dispose(): void {
     if (this.#w.owned) this.#w.value.dispose();
+    if (this.#bias?.owned) this.#bias.value.dispose();
   }
 }

@@ -21,14 +21,7 @@ import {
   type Shapes,
   segment,
 } from './segment.js';
-import {
-  checkBias,
-  type Frozen,
-  frozenBias,
-  frozenWeight,
-  type WeightOptions,
-  weightShape,
-} from './weights.js';
+import { type Frozen, frozenOperands, type WeightOptions } from './weights.js';
 
 /** Options of {@link loraLinear}. */
 export interface LoraLinearOptions extends WeightOptions {
@@ -77,14 +70,8 @@ export function loraLinear(options: LoraLinearOptions): Segment {
   const loraB = checkPath(op, 'loraB', given.loraB);
   const loraAlpha = checkFinite(op, 'loraAlpha', given.loraAlpha);
   const dropout = checkDropout(op, given.dropout ?? 0);
-  const { N } = weightShape(op, given.w);
   const { bias } = given;
-  if (bias !== undefined && typeof bias !== 'string') checkBias(op, bias, N);
-  const w = frozenWeight(op, given as WeightOptions);
-  const frozen =
-    bias === undefined || typeof bias === 'string'
-      ? undefined
-      : frozenBias(op, bias, N, w.value.device);
+  const { w, bias: frozen } = frozenOperands(op, given as WeightOptions, bias);
   const paths = { loraA, loraB, ...(typeof bias === 'string' ? { bias } : {}) };
   const settings = { loraAlpha, rslora: given.rslora ?? false, dropout };
   const layer = new LoraLayer(op, w, frozen, paths, settings);

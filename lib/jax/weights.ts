@@ -29,6 +29,11 @@ export interface WeightOptions {
   readonly device?: Device;
 }
 
+/** Where a layer over this weight computes. */
+export function deviceOf({ w, device = defaultDevice() }: WeightOptions): Device {
+  return Tensor.is(w) || QuantizedWeight.is(w) ? w.device : device;
+}
+
 /** A frozen operand, and whether its user frees it. */
 export interface Frozen<T> {
   readonly value: T;
@@ -36,12 +41,26 @@ export interface Frozen<T> {
 }
 
 /**
- * The weight of a layer. Consumes an array of jax-js once everything is checked.
+ * The weight of a layer and its bias, unless a path in `params` names that one. Consumes arrays of jax-js once everything
+ * is checked.
  * @throws TypeError `ERR_TYPE` · LowrankError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE`, `ERR_FORMAT`, `ERR_DISPOSED`,
- *   `ERR_OOM`
+ *   `ERR_DEVICE`, `ERR_OOM`
  */
-export function frozenWeight(op: string, options: WeightOptions): Frozen<BaseWeight> {
-  const { w, format, blocksize, doubleQuant, device = defaultDevice() } = options;
+export function frozenOperands(
+  op: string,
+  options: WeightOptions,
+  bias: string | JaxArray | Tensor | undefined,
+): { readonly w: Frozen<BaseWeight>; readonly bias: Frozen<Tensor> | undefined } {
+  const { N } = weightShape(op, options.w);
+  const device = deviceOf(options);
+  const frozen = typeof bias === 'string' ? undefined : bias;
+  if (frozen !== undefined) checkBias(op, frozen, N, device);
+  const w = frozenWeight(op, options, device);
+  return { w, bias: frozen === undefined ? undefined : frozenBias(frozen, device) };
+}
+
+function frozenWeight(op: string, options: WeightOptions, device: Device): Frozen<BaseWeight> {
+  const { w, format, blocksize, doubleQuant } = options;
   const storage = {
     ...(blocksize === undefined ? {} : { blocksize }),
     ...(doubleQuant === undefined ? {} : { doubleQuant }),
@@ -75,26 +94,15 @@ export function frozenWeight(op: string, options: WeightOptions): Frozen<BaseWei
   }
 }
 
-/**
- * A frozen bias [N] as a tensor on `device`. Consumes an array of jax-js.
- * @throws TypeError `ERR_TYPE` · LowrankError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED`, `ERR_DEVICE`
- */
-export function frozenBias(
-  op: string,
-  bias: JaxArray | Tensor,
-  N: number,
-  device: Device,
-): Frozen<Tensor> {
-  checkBias(op, bias, N);
-  if (!Tensor.is(bias)) return { value: copyOf(bias, device), owned: true };
-  if (bias.device !== device) fail('ERR_DEVICE', op, 'bias', `on ${device}, as w`, bias.device);
-  return { value: bias, owned: false };
+function frozenBias(bias: JaxArray | Tensor, device: Device): Frozen<Tensor> {
+  if (Tensor.is(bias)) return { value: bias, owned: false };
+  return { value: copyOf(bias, device), owned: true };
 }
 
-/** @throws TypeError `ERR_TYPE` · LowrankError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED` */
-export function checkBias(op: string, bias: unknown, N: number): void {
+function checkBias(op: string, bias: unknown, N: number, device: Device): void {
   if (Tensor.is(bias)) {
     if (bias.disposed) fail('ERR_DISPOSED', op, 'bias', 'alive', 'a disposed tensor');
+    if (bias.device !== device) fail('ERR_DEVICE', op, 'bias', `on ${device}, as w`, bias.device);
   } else {
     requireFloat(op, 'bias', bias, 'an array of jax-js, a Tensor or a path in params');
   }
@@ -104,7 +112,7 @@ export function checkBias(op: string, bias: unknown, N: number): void {
   }
 }
 
-/** The dimensions of a weight before it is read. @throws as {@link frozenWeight} */
+/** The dimensions of a weight before it is read. @throws as {@link frozenOperands} */
 export function weightShape(op: string, w: unknown): { N: number; K: number } {
   if (!Tensor.is(w) && !QuantizedWeight.is(w)) {
     requireFloat(op, 'w', w, 'an array of jax-js, a Tensor or a QuantizedWeight');

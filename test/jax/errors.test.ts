@@ -340,6 +340,18 @@ describe('wrong parts', () => {
       'ERR_SHAPE',
       'w must be [24, 32], as the adapter, got [32, 32]',
     ],
+    [
+      'the bias of an adapter',
+      () =>
+        adapterLinear({
+          w: jaxW,
+          adapter,
+          parameters: { loraA: 'a', loraB: 'b', magnitude: 'm' },
+          bias: array('c', [K]),
+        }),
+      'ERR_SHAPE',
+      'bias must be of shape [24], got [32]',
+    ],
     ['jax-js', () => useJax({}), 'ERR_TYPE', 'jax must be the namespace object of @jax-js/jax'],
   ];
 

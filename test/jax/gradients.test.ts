@@ -223,18 +223,19 @@ describe('an adapter of another method', () => {
         name,
         array(name, [...shape], 0.5),
       ]),
-    ) as Record<'loraA' | 'loraB' | 'magnitude', Jax>;
+    ) as Record<'loraA' | 'loraB' | 'magnitude' | 'c', Jax>;
+    params.c = array('c', [N]);
     expect(names.sort()).toEqual(['loraA', 'loraB', 'magnitude']);
     const alone = (p: typeof params, x: Jax): Jax => {
       const updated = np
         .array(wValues, { shape: [N, K] })
         .add(np.matmul(p.loraB, p.loraA).mul(4 / r));
       const norms = np.sqrt(np.sum(np.square(jax.lax.stopGradient(updated.ref)), 1));
-      const y = np.matmul(x, np.transpose(updated)).mul(p.magnitude.div(norms));
+      const y = np.matmul(x, np.transpose(updated)).mul(p.magnitude.div(norms)).add(p.c);
       return np.mean(np.square(y));
     };
     const parameters = { loraA: 'loraA', loraB: 'loraB', magnitude: 'magnitude' };
-    const model = chain(adapterLinear({ w, adapter, parameters }), (y: Jax) =>
+    const model = chain(adapterLinear({ w, adapter, parameters, bias: 'c' }), (y: Jax) =>
       np.mean(np.square(y)),
     );
     const [value, grads] = jax.valueAndGrad(alone)(tree.ref(params), array('x', [M, K]));
