@@ -37,7 +37,7 @@ export interface AdapterLinearOptions extends WeightOptions {
  * @throws TypeError `ERR_TYPE` · LowrankError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_VALUE` (a parameter without a path),
  *   `ERR_FORMAT`, `ERR_DISPOSED`, `ERR_DEVICE`, `ERR_OOM`
  * @example
- * const adapter = adapters.dora.create(w4, { r: 8 }, 1);
+ * const adapter = adapters.dora.create({ inFeatures: K, outFeatures: N, r: 8, weight: w4 });
  * const layer = adapterLinear({ w: w4, adapter, parameters: { loraA: 'a', loraB: 'b', magnitude: 'm' } });
  */
 export function adapterLinear(options: AdapterLinearOptions): Segment {
