@@ -1,12 +1,17 @@
 import { defineConfig, type Options } from 'tsup';
 
-const library = { index: 'lib/index.ts', tfjs: 'lib/tfjs/index.ts' };
+const library = { index: 'lib/index.ts', tfjs: 'lib/tfjs/index.ts', jax: 'lib/jax/index.ts' };
 const common: Options = {
   target: 'node20',
   platform: 'node',
   outDir: 'dist',
   splitting: true,
-  external: ['@tensorflow/tfjs', '@tensorflow/tfjs-core', '@tensorflow/tfjs-backend-wasm'],
+  external: [
+    '@jax-js/jax',
+    '@tensorflow/tfjs',
+    '@tensorflow/tfjs-core',
+    '@tensorflow/tfjs-backend-wasm',
+  ],
 };
 
 /**

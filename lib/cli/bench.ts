@@ -20,6 +20,7 @@ import { kModels, layersOf } from '../bench/shapes.js';
 import { defaultGroups, expand, type Group, type SweepShape } from '../bench/sweep.js';
 import { defaultDevice, getThreads } from '../index.js';
 import { Progress } from '../report/terminal.js';
+import { benchTrainers, kTrainerNames } from './bench-trainers.js';
 import { Arguments } from './command/arguments.js';
 import { readDevices } from './command/device-option.js';
 import { exitCodes } from './command/exit-codes.js';
@@ -34,6 +35,7 @@ const kHelp = `Microbenchmarks of the kernels, beside the roofline of this machi
 
 Usage: lowrank bench [options]
        lowrank bench --compare BEFORE.json AFTER.json
+       lowrank bench --trainer LIST [--repeats N] [--seconds S] [--json] [--save FILE]
 
 What (without any of these: a layer of Llama-3.2-1B against M, r and threads):
   --op LIST        ${benchOps.join(', ')}, or all                [lora]
@@ -61,6 +63,12 @@ How:
   --latency        wait for each call of this library, in place of a sample's calls at its end
   --limit S        what has not begun by then is left out   [100 without options, else none]
   --no-roofline    without the ceilings of this machine
+
+Trainers that others wrote, a whole step without and with this library, in turns:
+  --trainer LIST   all, or of ${kTrainerNames}
+  --repeats N      steps of each side                                     [12]
+  --seconds S      a case ends after this time, with at least 3 steps     [30]
+  --tiny           sizes of no meaning, to try the command
 
 Result:
   --json           one JSON object on stdout
@@ -100,6 +108,8 @@ const kOptions = {
   figure: { type: 'string' },
   from: { type: 'string' },
   compare: { type: 'boolean' },
+  trainer: { type: 'string' },
+  tiny: { type: 'boolean' },
 } as const;
 
 /** Length of one sample. Several short calls make one sample. */
@@ -126,6 +136,7 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
     );
     return exitCodes.ok;
   }
+  if (parsed.text('trainer') !== undefined) return benchTrainers(parsed, args);
   for (const name of ['save', 'report', 'figure']) requireOutputFile('bench', parsed.text(name));
   const from = parsed.text('from');
   const json = parsed.flag('json');
@@ -141,6 +152,7 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
 
 /** Options that apply to saved runs. */
 const kWithCompare = ['compare', 'json'];
+const kWithTrainer = ['trainer', 'repeats', 'seconds', 'tiny', 'json', 'save'];
 const kWithFrom = ['from', 'json', 'save', 'report', 'figure'];
 
 /** Rejects options that would have no effect. */
@@ -154,6 +166,9 @@ function refuseUnread(parsed: Arguments): void {
   };
   if (parsed.flag('compare')) refuse('compare', kWithCompare);
   else if (parsed.text('from') !== undefined) refuse('from', kWithFrom);
+  else if (parsed.text('trainer') !== undefined) refuse('trainer', kWithTrainer);
+  else if (parsed.flag('tiny'))
+    throw parsed.wrong('--tiny goes only with --trainer, got --tiny alone');
   else if (
     parsed.firstGiven(['m']) &&
     parsed.firstGiven(['shape']) &&

@@ -38,6 +38,26 @@ describe('entry points', () => {
     expect(run.out).toMatch(DEVICES);
   });
 
+  it.each(['module', 'commonjs'])('joins jax-js in a program that is %s', (type) => {
+    const load = (name: string) =>
+      type === 'module' ? `await import('${name}')` : `require('${name}')`;
+    const code = `
+      globalThis.navigator ??= { userAgent: 'node' };
+      const { numpy: np } = ${load('@jax-js/jax')};
+      const { Tensor } = ${load('lowrank')};
+      const { chain, loraLinear } = ${load('lowrank/jax')};
+      const w = Tensor.from(new Float32Array([1, 2, 3, 4]), [2, 2]);
+      const layer = loraLinear({ w, loraA: 'a', loraB: 'b', loraAlpha: 1 });
+      chain(layer, (y) => np.sum(y))
+        .valueAndGrad({ a: np.ones([1, 2]), b: np.zeros([2, 1]) }, np.ones([1, 2]))
+        .then(({ value, grads }) => console.log(value.item(), grads.a.js(), grads.b.js()));`;
+    expect(node([`--input-type=${type}`, '-e', code])).toMatchObject({
+      out: '10 [ [ 0, 0 ] ] [ [ 2 ], [ 2 ] ]\n',
+      err: '',
+      status: 0,
+    });
+  });
+
   it('errors are the same class through both ways', () => {
     const code = `
       const { Tensor, LowrankError } = require('lowrank');

@@ -60,3 +60,17 @@ it('says what is missing where TensorFlow.js is wanted', () => {
   });
   expect(run.stderr).toContain('@tensorflow/tfjs must be installed');
 });
+
+it('says what is missing where jax-js is wanted', () => {
+  const code = `
+    import { chain } from 'lowrank/jax';
+    class Fake { shape = [1]; dtype = 'float32'; refCount = 1; ref = this; dispose() {} }
+    chain((x) => x).valueAndGrad([], new Fake()).catch((error) => console.log(error.code, error.message));`;
+  const run = spawnSync(process.execPath, ['--input-type=module', '-e', code], {
+    cwd: folder,
+    encoding: 'utf8',
+  });
+  expect(run.stdout).toBe(
+    'ERR_UNSUPPORTED Chain.valueAndGrad: the peer dependency @jax-js/jax must be installed (npm install @jax-js/jax), got no such package\n',
+  );
+});

@@ -1,60 +1,72 @@
-/** The trainer `@genai-fi/nanogpt`, as examples/nanogpt runs it, in processes of its own that take turns. */
+/** `@genai-fi/nanogpt` with LoRA of its own, without and with this library's kernels, by `examples/nanogpt/train.mjs`. */
 
-import { execFile } from 'node:child_process';
-import { promisify } from 'node:util';
+import { existsSync } from 'node:fs';
+import path from 'node:path';
+import { packageFolder } from '../../environment/package-folder.js';
+import { resolvePackage } from '../find-package.js';
 import { median } from '../statistics.js';
-import { lossDifference, type TrainerRow } from './trainer.js';
+import { runProgram } from './program.js';
+import type { Trainer, TrainerCase, TrainerPlan, TrainerSide } from './trainer.js';
 
-/** The size of the model and of the runs. */
-export interface NanogptOptions {
-  /** `examples/nanogpt/train.mjs`. */
-  readonly script: string;
-  /** Default 128. */
-  readonly width?: number;
-  /** Steps of a process. Default 6. */
-  readonly steps?: number;
-  /** Processes of each side. Default 2. */
-  readonly rounds?: number;
-}
+const kPackage = '@genai-fi/nanogpt';
 
-interface Run {
+/** The import and `register()`; on wasm also `registerMissing()`. */
+const kLines = { wasm: 3, cpu: 2 } as const;
+
+/** The program leaves its first steps out of its times. */
+const kWarmup = 2;
+
+const program = () => path.join(packageFolder(), 'examples', 'nanogpt', 'train.mjs');
+
+/** What the program prints. */
+interface Printed {
   readonly losses: readonly number[];
+  readonly medianMs: number;
   readonly minMs: number;
 }
 
-/**
- * The row of the trainer `nanogpt` on a backend: two layers, 8 × 64 tokens, LoRA of rank 8, alone and with everything that
- * this library replaces. A process reports its fastest step; the row has the medians of these.
- * @throws Error if the trainer does not run, such as where `@genai-fi/nanogpt` is not installed
- */
-export async function nanogpt(
-  backend: 'cpu' | 'wasm',
-  { script, width = 128, steps = 6, rounds = 2 }: NanogptOptions,
-): Promise<TrainerRow> {
-  const run = async (lowrank: string): Promise<Run> => {
-    const args = ['--backend', backend, '--lowrank', lowrank];
-    const sizes = ['--width', String(width), '--steps', String(steps)];
-    const { stdout } = await promisify(execFile)(process.execPath, [script, ...args, ...sizes]);
-    return JSON.parse(stdout.trim().split('\n').at(-1) as string) as Run;
-  };
-  const sides: { without: Run[]; withUs: Run[] } = { without: [], withUs: [] };
-  for (let round = 0; round < rounds; round++) {
-    sides.without.push(await run('none'));
-    sides.withUs.push(await run('lora'));
-  }
-  const [without_ms, with_ms] = [sides.without, sides.withUs].map((runs) =>
-    median(runs.map(({ minMs }) => minMs)),
-  ) as [number, number];
+export const nanogptTrainer: Trainer = {
+  name: 'nanogpt',
+  find: () => {
+    const found = resolvePackage(kPackage);
+    if (found === undefined) return { missing: `npm install ${kPackage}` };
+    if (!existsSync(program())) return { missing: 'a clone of the repository of lowrank' };
+    return { version: found.version };
+  },
+  cases: (tiny) => [caseOf('wasm', tiny), caseOf('cpu', tiny)],
+};
+
+function caseOf(backend: 'wasm' | 'cpu', tiny: boolean): TrainerCase {
+  const size = tiny
+    ? { width: 32, layers: 1, batch: 1, block: 16, rank: 2 }
+    : { width: 128, layers: 2, batch: 8, block: 64, rank: 8 };
+  const { width, layers, batch, block, rank } = size;
   return {
-    trainer: 'nanogpt',
-    variant: 'LoRA, register() and loraLinear',
-    backend,
-    lines: backend === 'cpu' ? 4 : 5,
-    lossDifference: lossDifference(sides.without[0]?.losses ?? [], sides.withUs[0]?.losses ?? []),
-    without_ms,
-    with_ms,
-    ratio: without_ms / with_ms,
-    clean: 0,
-    samples: rounds,
+    name: `${layers} layers of ${width}, ${batch} x ${block} tokens, LoRA r=${rank}, ${backend}`,
+    lines: kLines[backend],
+    run: (plan) => run(backend, size, plan),
   };
+}
+
+/** Each side in processes of its own, which take turns: one pair, and another one in the other order if time is left. */
+async function run(backend: string, size: object, { repeats, seconds, onStep }: TrainerPlan) {
+  const settings = { backend, ...size, steps: kWarmup + Math.ceil(repeats / 2) };
+  const options = Object.entries(settings).flatMap(([name, value]) => [`--${name}`, String(value)]);
+  const sides = { without: [] as Printed[], with: [] as Printed[] };
+  const started = performance.now();
+  for (const order of [['without', 'with'] as const, ['with', 'without'] as const]) {
+    for (const side of order) {
+      const mode = side === 'with' ? 'all' : 'none';
+      const args = [program(), '--lowrank', mode, ...options];
+      sides[side].push((await runProgram({ command: process.execPath, args })) as Printed);
+      onStep(sides.without.length + sides.with.length, 4);
+    }
+    if (performance.now() - started > 500 * seconds) break;
+  }
+  const summary = (runs: readonly Printed[]): TrainerSide => ({
+    min_ms: Math.min(...runs.map(({ minMs }) => minMs)),
+    median_ms: median(runs.map(({ medianMs }) => medianMs)),
+    losses: runs[0]?.losses ?? [],
+  });
+  return { without: summary(sides.without), with: summary(sides.with) };
 }
