@@ -214,6 +214,11 @@ export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { full } from './core/full.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
+export { cholesky } from './linalg/tensors/cholesky.js';
+export { qr } from './linalg/tensors/qr.js';
+export { type SolveTriangularOptions, solveTriangular } from './linalg/tensors/solve-triangular.js';
+export { type Svd, type SvdOptions, svd } from './linalg/tensors/svd.js';
+export { symmetricEigen } from './linalg/tensors/symmetric-eigen.js';
 /** Every way to merge adapters that comes with the library, by name: docs/merging.md. */
 export * as merges from './merging/all.js';
 export { type CombineAdaptersOptions, combineAdapters } from './merging/combine.js';
