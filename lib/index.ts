@@ -439,6 +439,21 @@ export {
 } from './optim/optimizer.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
+/** Every start of adapters that comes with the library, by name: docs/starts.md. */
+export * as starts from './starts/all.js';
+export { InputSums } from './starts/calibration/inputs.js';
+export {
+  type AnyStart,
+  defineStart,
+  type LayerInputs,
+  type StartCall,
+  type StartDefinition,
+  type StartFactors,
+  type StartLayer,
+  type StartSource,
+} from './starts/definition/definition.js';
+export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
+export { startMethods } from './starts/start-methods.js';
 export {
   type AdaptedLayer,
   type AdapterConfig,
