@@ -108,13 +108,6 @@ export function requireLength(seqLen: number, maxPositionEmbeddings: number): vo
  * @throws LowrankError as {@link adaptersToPeft}
  */
 export async function requireWritable(adapters: AdapterSet): Promise<readonly string[]> {
-  const { start } = adapters.config.start ?? {};
-  if (start?.replacesBase === true && adapters.config.method.method !== 'lora') {
-    const text =
-      `${kOp}: --init ${start.start} with --adapter ${adapters.config.method.method} must leave the base as it is, ` +
-      'got one that replaces it, which a folder does not hold. Use startLayer in a loop of your own';
-    throw new LowrankError('ERR_UNSUPPORTED', text, { op: kOp });
-  }
   if (adapters.config.method.method === 'lora') return [];
   const { warnings = [] } = await adaptersToPeft(adapters.byModule);
   const { method, definition } = adapters.config.method;

@@ -1,6 +1,7 @@
 /** The start of a fine-tune's adapters. */
 
 import type { Device } from '../core/device.js';
+import { LowrankError } from '../core/errors.js';
 import { permutation } from '../core/random.js';
 import { linearTargets } from '../model/decoder-tensors.js';
 import type { ModelFiles } from '../model/model-files.js';
@@ -23,7 +24,7 @@ export function starterOf(
 ): Starter | undefined {
   const { start: chosen, method, settings, targets } = adapter;
   if (chosen === undefined) return undefined;
-  return new Starter(model, {
+  const starter = new Starter(model, {
     ...chosen,
     method,
     config: settings,
@@ -32,6 +33,13 @@ export function starterOf(
     device,
     seed: train.seed,
   });
+  if (chosen.start.replacesBase === true && method.method !== 'lora') {
+    const text =
+      `finetune: --init ${chosen.start.start} with --adapter ${method.method} must leave the base as it is, ` +
+      'got one that replaces it, which a folder does not hold. Use startLayer in a loop of your own';
+    throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'finetune' });
+  }
+  return starter;
 }
 
 /** The sequences of the run's first passes. */

@@ -6,7 +6,7 @@ import { type AlphaConfig, scalingOf } from '../adapters/parts/scaling.js';
 import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
+import type { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { AnyStart, StartCall, StartFactors, StartLayer } from './definition/definition.js';
 
@@ -92,8 +92,12 @@ export function buildLayer(
     }
     const missing = Object.keys(method.maker(place).shapes).filter((name) => !(name in given));
     const rest = missing.length === 0 ? undefined : method.create({ ...place, weight: w, seed });
+    // Handles of their own: the adapter that they come from is freed with the scope.
+    const own = Object.entries({ ...rest?.buffers, ...rest?.parameters }).map(
+      ([name, tensor]) => [name, tensor.reshape(tensor.shape)] as const,
+    );
     const adapter = method.from(
-      { ...rest?.buffers, ...rest?.parameters, ...given },
+      { ...Object.fromEntries(own), ...given },
       place,
       (indexes as Readonly<Record<string, Int32Array>> | undefined) ?? rest?.indexes,
     );
@@ -122,6 +126,3 @@ function baseOf(
   const { weight } = adapter.unmerge(layer.w);
   return { base: layer.quantise(weight as Tensor) };
 }
-
-/** Is it dense? */
-export const isDense = (w: BaseWeight): w is Tensor => Tensor.is(w);
