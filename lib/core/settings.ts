@@ -11,7 +11,7 @@ export interface HasSettings {
 /**
  * The settings that are given, over the defaults: of the same names and types, and finite.
  * @param owner its name, for errors
- * @param options names of options beside the settings
+ * @param others names of options beside the settings
  * @throws ERR_TYPE · ERR_VALUE
  */
 export function settingsOver(
@@ -19,16 +19,16 @@ export function settingsOver(
   owner: string,
   has: HasSettings,
   given: Readonly<Record<string, unknown>>,
-  options: readonly string[] = [],
+  others: readonly string[] = [],
 ): Readonly<Record<string, unknown>> {
   const settings: Record<string, unknown> = { ...has.defaults };
   for (const [name, value] of Object.entries(given)) {
     if (value === undefined) continue;
     if (!Object.hasOwn(has.defaults, name)) {
       const known = Object.keys(has.defaults);
-      const beside = options.length === 0 ? '' : `${options.join(', ')} and `;
+      const beside = others.length === 0 ? '' : `${others.join(', ')} and `;
       const expected = `limited to ${beside}the settings of ${owner} (${known.join(', ') || 'none'})`;
-      refuseField(op, name, [...options, ...known], expected);
+      refuseField(op, name, [...others, ...known], expected);
     }
     const standard = has.defaults[name];
     if (typeof value !== typeof standard) throw wrongType(op, name, `a ${typeof standard}`, value);
