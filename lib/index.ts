@@ -441,11 +441,13 @@ export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
 /** Every start of adapters that comes with the library, by name: docs/starts.md. */
 export * as starts from './starts/all.js';
+export type { CalibrationData, OnBatch } from './starts/calibration/calibrate.js';
 export { InputSums } from './starts/calibration/inputs.js';
 export {
   type AnyStart,
   defineStart,
   type LayerInputs,
+  type RefusedStart,
   type StartCall,
   type StartDefinition,
   type StartFactors,
@@ -454,10 +456,12 @@ export {
 } from './starts/definition/definition.js';
 export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
+export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
 export {
   type AdaptedLayer,
   type AdapterConfig,
   AdapterSet,
+  type AdapterStart,
   type Targets,
   type TrainedMethod,
 } from './train/adapter-set.js';

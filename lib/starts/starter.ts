@@ -4,7 +4,7 @@ import type { Adapter } from '../adapters/definition/adapter.js';
 import type { AnyMethod } from '../adapters/definition/method.js';
 import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import type { Device } from '../core/device.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, markClass, wrongType } from '../core/errors.js';
 import { hash32 } from '../core/random.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
@@ -89,7 +89,8 @@ export function requireStartable(
  * @example
  * const starter = new Starter(model, { start: starts.pissa, settings: {}, method: adapters.lora, ... });
  * const weights = DecoderWeights.load(model, { format, device, store: starter.store });
- * const started = await starter.finish(new Decoder(model.decoder, weights));
+ * const decoder = new Decoder(model.decoder, weights);
+ * const started = await starter.finish(decoder); // with data for a start that needs them
  * const set = new AdapterSet(decoder, config, seed, started);
  */
 export class Starter implements Disposable {
@@ -266,6 +267,8 @@ export class Starter implements Disposable {
     this.dispose();
   }
 }
+
+markClass(Starter, 'Starter');
 
 /** Layers whose sums fit at once, in their order. */
 function groupsOf(layers: readonly LinearWeights[], { from }: AnyStart): LinearWeights[][] {

@@ -1,8 +1,8 @@
 import { checkTensor, lastDim } from '../../core/check-tensor.js';
-import { fail } from '../../core/errors.js';
+import { fail, markClass } from '../../core/errors.js';
 import { scope } from '../../core/scope.js';
 import type { Tensor } from '../../core/tensor.js';
-import { showShape } from '../../core/validate.js';
+import { checkInteger, showShape } from '../../core/validate.js';
 import { weightGrad } from '../../ops/weight-grad.js';
 import type { LayerInputs } from '../definition/definition.js';
 
@@ -21,8 +21,12 @@ export class InputSums implements LayerInputs {
   batches = 0;
   peak = Number.NEGATIVE_INFINITY;
 
-  /** @param K input features */
+  /**
+   * @param K input features, up to 32,768: the sums take 8 · K² bytes
+   * @throws ERR_TYPE · ERR_VALUE
+   */
   constructor(readonly K: number) {
+    checkInteger('InputSums', 'K', K, 1, 2 ** 15);
     this.gram = new Float64Array(K * K);
     this.sum = new Float64Array(K);
   }
@@ -55,3 +59,4 @@ export class InputSums implements LayerInputs {
     this.batches += 1;
   }
 }
+markClass(InputSums, 'InputSums');
