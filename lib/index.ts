@@ -214,6 +214,11 @@ export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { full } from './core/full.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
+export { cholesky } from './linalg/tensors/cholesky.js';
+export { qr } from './linalg/tensors/qr.js';
+export { type SolveTriangularOptions, solveTriangular } from './linalg/tensors/solve-triangular.js';
+export { type Svd, type SvdOptions, svd } from './linalg/tensors/svd.js';
+export { symmetricEigen } from './linalg/tensors/symmetric-eigen.js';
 /** Every way to merge adapters that comes with the library, by name: docs/merging.md. */
 export * as merges from './merging/all.js';
 export { type CombineAdaptersOptions, combineAdapters } from './merging/combine.js';
@@ -434,10 +439,29 @@ export {
 } from './optim/optimizer.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
+/** Every start of adapters that comes with the library, by name: docs/starts.md. */
+export * as starts from './starts/all.js';
+export type { CalibrationData, OnBatch } from './starts/calibration/calibrate.js';
+export { InputSums } from './starts/calibration/inputs.js';
+export {
+  type AnyStart,
+  defineStart,
+  type LayerInputs,
+  type RefusedStart,
+  type StartCall,
+  type StartDefinition,
+  type StartFactors,
+  type StartLayer,
+  type StartSource,
+} from './starts/definition/definition.js';
+export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
+export { startMethods } from './starts/start-methods.js';
+export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
 export {
   type AdaptedLayer,
   type AdapterConfig,
   AdapterSet,
+  type AdapterStart,
   type Targets,
   type TrainedMethod,
 } from './train/adapter-set.js';

@@ -5,22 +5,24 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import type { Adapter } from '../adapters/definition/adapter.js';
-import type { AlphaConfig } from '../adapters/parts/scaling.js';
+import { type AlphaConfig, exactly } from '../adapters/parts/scaling.js';
 import { type ExpertsParameter, expertsToPeft } from '../adapters/peft/experts-to-peft.js';
 import { writeAdapterFolder } from '../adapters/peft/folder.js';
 import { adaptersToPeft } from '../adapters/peft/peft.js';
 import type { PeftFolder } from '../adapters/peft/peft-tensors.js';
 import { fileError } from '../checkpoint/files/file-access.js';
 import { requireUnlocked } from '../checkpoint/files/lock.js';
-import { writePeftAdapter } from '../checkpoint/peft/peft.js';
+import { type PeftAdapterParts, writePeftAdapter } from '../checkpoint/peft/peft.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import { scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import type { Device } from '../index.js';
 import type { BaseFormat } from '../model/base-format.js';
 import { readsOutputs } from '../model/expert-adapters.js';
-import type { AdapterConfig, AdapterSet } from '../train/adapter-set.js';
+import { convertedFactors } from '../starts/parts/converted.js';
+import type { AdaptedLayer, AdapterConfig, AdapterSet } from '../train/adapter-set.js';
 import type { TrainOptions } from '../train/model-trainer.js';
 
 const kOp = 'finetune';
@@ -42,6 +44,10 @@ export interface FinetuneOptions {
   readonly adapter: AdapterConfig;
   /** The file of the method, if it is not part of the library. */
   readonly adapterFile?: string;
+  /** The file of the start, if it is not part of the library. */
+  readonly initFile?: string;
+  /** Passes that a start from inputs or gradients sees. */
+  readonly initBatches?: number;
   readonly train: TrainOptions;
   /** Steps between evaluations on the held-out text; 0 evaluates only before and after. */
   readonly evalEvery: number;
@@ -136,28 +142,61 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
     return;
   }
   const settings = { ...config.method.definition.defaults, ...config.settings };
-  const { r, loraAlpha, rslora, dropout, loraBias } = settings as unknown as AlphaConfig & {
+  const { rslora, dropout, loraBias } = settings as unknown as AlphaConfig & {
     readonly loraBias: boolean;
   };
+  const modules = layers.map((layer) => loraModule(adapters, layer, loraBias));
+  const [first] = modules as [LoraModule, ...LoraModule[]];
+  const others = modules.filter(({ r }) => r !== first.r);
   writePeftAdapter(options.out, {
     config: {
-      r,
-      loraAlpha,
+      r: first.r,
+      loraAlpha: first.loraAlpha,
+      rankPattern: new Map(others.map(({ module, r }) => [exactly(module), r])),
+      alphaPattern: new Map(others.map(({ module, loraAlpha }) => [exactly(module), loraAlpha])),
       useRslora: rslora,
       loraDropout: dropout,
       loraBias,
       targetModules: targets,
       taskType: 'CAUSAL_LM',
       baseModelNameOrPath: options.model,
+      initLoraWeights: config.start?.start.peft ?? true,
     },
-    modules: layers.map(({ place, adapter }) => {
-      const raw = (wanted: string): RawTensor => {
-        const tensor = adapter.parameters[wanted] as Tensor;
-        return { dtype: 'F32', shape: tensor.shape, data: tensor.readSync() };
-      };
-      const bias = loraBias ? { loraBias: raw('loraBias') } : {};
-      return { module: place.module, loraA: raw('loraA'), loraB: raw('loraB'), ...bias };
-    }),
+    modules,
+  });
+}
+
+/** A LoRA layer as PEFT stores it, with its rank and its alpha. */
+type LoraModule = PeftAdapterParts['modules'][number] & {
+  readonly r: number;
+  readonly loraAlpha: number;
+};
+
+/** Over a base that its start replaced, an adapter is stored as LoRA of twice the rank over the original weight. */
+function loraModule(
+  { startFactors }: AdapterSet,
+  { place: { module }, adapter }: AdaptedLayer,
+  biased: boolean,
+): LoraModule {
+  const raw = (tensor: Tensor): RawTensor => ({
+    dtype: 'F32',
+    shape: tensor.shape,
+    data: tensor.readSync(),
+  });
+  const { loraA, loraB, loraBias } = adapter.parameters as Readonly<Record<string, Tensor>>;
+  const { r, loraAlpha, rslora } = adapter.config as unknown as AlphaConfig;
+  const bias = biased ? { loraBias: raw(loraBias as Tensor) } : {};
+  const trained = { loraA: loraA as Tensor, loraB: loraB as Tensor };
+  const start = startFactors.get(module) as typeof trained | undefined;
+  if (start === undefined) {
+    const factors = { loraA: raw(trained.loraA), loraB: raw(trained.loraB) };
+    return { module, ...factors, ...bias, r, loraAlpha };
+  }
+  return scope(() => {
+    const wide = convertedFactors(trained, start);
+    const factors = { loraA: raw(wide.loraA), loraB: raw(wide.loraB) };
+    const grown = rslora ? Math.SQRT2 : 2;
+    return { module, ...factors, ...bias, r: 2 * r, loraAlpha: grown * loraAlpha };
   });
 }
 

@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
+import type { Adapter } from '../adapters/definition/adapter.js';
 import { removeLeftovers } from '../checkpoint/files/atomic-write.js';
 import { fileError } from '../checkpoint/files/file-access.js';
 import { lockOutput, type OutputLock } from '../checkpoint/files/lock.js';
@@ -19,7 +20,8 @@ import { type BaseMemory, DecoderWeights } from '../model/decoder-weights.js';
 import { generate } from '../model/generate.js';
 import { openModel } from '../model/gguf/open-model.js';
 import type { ModelFiles } from '../model/model-files.js';
-import { packText, readText } from '../text/text-data.js';
+import { needsData, type Starter } from '../starts/starter.js';
+import { packText, readText, type TextData } from '../text/text-data.js';
 import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
 import { AdapterSet, requireFitting } from '../train/adapter-set.js';
 import { ModelTrainer, type StepResult } from '../train/model-trainer.js';
@@ -35,6 +37,7 @@ import {
 import { requireMemory } from './plan.js';
 import { identityOf } from './run-identity.js';
 import { type LossHistory, restoreRunState } from './run-state.js';
+import { calibrationOf, starterOf } from './start.js';
 import { StateFile } from './state-file.js';
 
 export type { FinetuneOptions } from './finetune-files.js';
@@ -114,8 +117,10 @@ export async function finetune(
  */
 export function requireRuns(runs: readonly FinetuneOptions[]): void {
   const places = new Map(runs.map(({ model }) => [model, openModel(model).places]));
-  for (const { model, adapter, device } of runs) {
-    requireFitting(adapter, places.get(model) as DecoderPlaces, device ?? defaultDevice());
+  for (const options of runs) {
+    const { model, adapter, device = defaultDevice() } = options;
+    requireFitting(adapter, places.get(model) as DecoderPlaces, device);
+    starterOf(openModel(model), options, device);
   }
   for (const { out } of runs) requireUsableOut(out);
 }
@@ -123,6 +128,7 @@ export function requireRuns(runs: readonly FinetuneOptions[]): void {
 class FinetuneRun {
   private readonly checkpoint: string;
   private layouts: readonly string[] = [];
+  private starter: Starter | undefined;
   private decoder: Decoder | undefined;
   private adapters: AdapterSet | undefined;
   private trainer: ModelTrainer | undefined;
@@ -143,6 +149,7 @@ class FinetuneRun {
 
   async dispose(): Promise<void> {
     this.trainer?.dispose();
+    this.starter?.dispose();
     this.adapters?.dispose();
     this.decoder?.dispose();
     this.state?.close();
@@ -168,6 +175,8 @@ class FinetuneRun {
     const device = options.device ?? defaultDevice();
     const parameters = requireFitting(options.adapter, model.places, device);
     requireMemory(model, options, parameters);
+    const starter = starterOf(model, options, device);
+    this.starter = starter;
     const pause = () => this.pause();
     const tokenizer = await openTokenizer(kOp, model, pause, undefined, options.tokenizer);
     this.tokenizer = tokenizer;
@@ -177,7 +186,8 @@ class FinetuneRun {
     observer.phase?.(options.format.format === 'none' ? 'loading' : 'quantising');
     const { decoder, sha256 } = await this.load(model, device, report);
     this.decoder = decoder;
-    const adapters = new AdapterSet(decoder, options.adapter, options.train.seed);
+    const started = await this.start(decoder, data, report);
+    const adapters = new AdapterSet(decoder, options.adapter, options.train.seed, started);
     this.adapters = adapters;
     for (const text of await requireWritable(adapters)) observer.warning?.(text);
     const trainer = new ModelTrainer(decoder, adapters, data, options.train);
@@ -192,7 +202,9 @@ class FinetuneRun {
     const prompts =
       options.prompts.length > 0 ? options.prompts : heldOutBeginnings(source.documents);
     observer.phase?.('sampling');
-    const before = await this.samples(trainer, tokenizer, prompts, false);
+    // A base that a start replaced is no model without its adapter.
+    const replaced = adapters.startFactors.size > 0;
+    const before = await this.samples(trainer, tokenizer, prompts, replaced);
     let history: LossHistory = { train: [], heldOut: [] };
     if (options.resume) {
       history = restoreRunState(kOp, this.checkpoint, trainer, identity);
@@ -217,7 +229,7 @@ class FinetuneRun {
     observer.phase?.('sampling');
     const after = await this.samples(trainer, tokenizer, prompts, true);
     const { method, settings } = options.adapter;
-    const plain = method.method === 'lora' && settings.loraBias !== true;
+    const plain = method.method === 'lora' && settings.loraBias !== true && starter === undefined;
     const comparison = options.compare && plain ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
     return {
@@ -251,6 +263,7 @@ class FinetuneRun {
     const loading = DecoderWeights.loading(model, {
       format: this.options.format,
       device,
+      ...(this.starter?.store === undefined ? {} : { store: this.starter.store }),
       onTensor: (name, { data }) => hash.update(name).update(bytesOf(data)),
     });
     try {
@@ -267,6 +280,18 @@ class FinetuneRun {
       loading.return(undefined as never);
       throw error;
     }
+  }
+
+  /** The adapters that a start makes, if the run has one. */
+  private async start(
+    decoder: Decoder,
+    data: TextData,
+    report: (done: number, total: number) => Promise<void>,
+  ): Promise<ReadonlyMap<string, Adapter> | undefined> {
+    const { starter } = this;
+    if (starter === undefined) return undefined;
+    if (needsData(starter.options.start)) this.observer.phase?.('observing');
+    return starter.finish(decoder, calibrationOf(data, this.options), report);
   }
 
   private get tokensPerStep(): number {

@@ -9,6 +9,7 @@ import { requireFitting } from '../train/adapter-set.js';
 import { fittingChange, memoryOfRun, type RunMemory, type RunSize } from '../train/memory.js';
 import type { FinetuneOptions } from './finetune-files.js';
 import { requireLength } from './finetune-files.js';
+import { starterOf } from './start.js';
 
 const kOp = 'finetune';
 
@@ -40,6 +41,7 @@ export function planRun(options: FinetuneOptions): RunPlan {
   requireLength(options.seqLen, model.decoder.maxPositionEmbeddings);
   const device = options.device ?? defaultDevice();
   const parameters = requireFitting(options.adapter, model.places, device);
+  starterOf(model, options, device);
   return planOf(model, options, parameters);
 }
 

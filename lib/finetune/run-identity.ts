@@ -3,9 +3,11 @@
 import { createHash } from 'node:crypto';
 import { readSmallFile } from '../checkpoint/files/file-access.js';
 import type { DecoderConfig } from '../model/config/decoder-config.js';
+import { needsData } from '../starts/starter.js';
 import type { AdapterConfig } from '../train/adapter-set.js';
 import type { FinetuneOptions } from './finetune-files.js';
 import type { RunIdentity } from './run-state.js';
+import { kInitBatches } from './start.js';
 
 const kOp = 'finetune';
 
@@ -19,11 +21,24 @@ export interface RunInputs {
   readonly text: string;
 }
 
-/** The file of an adapter method that is not part of the library. Its imports are not checked. */
-function ownMethod(file: string | undefined): RunIdentity {
+/** The file of a method or a start that is not part of the library. Its imports are not checked. */
+function ownFile(option: string, file: string | undefined): RunIdentity {
   if (file === undefined) return {};
   const bytes = readSmallFile(kOp, file, kMaxMethodBytes);
-  return { [shaOf('--adapter file')]: createHash('sha256').update(bytes).digest('hex') };
+  return { [shaOf(`${option} file`)]: createHash('sha256').update(bytes).digest('hex') };
+}
+
+/** A start, with its settings under names that the method's do not have. */
+function startFields({ adapter, initFile, initBatches }: FinetuneOptions): RunIdentity {
+  if (adapter.start === undefined) return {};
+  const { start, settings } = adapter.start;
+  const all = Object.entries({ ...start.defaults, ...settings } as Record<string, Leaf>);
+  return {
+    init: start.start,
+    ...Object.fromEntries(all.map(([name, value]) => [`init ${name}`, value])),
+    ...(needsData(start) ? { 'init-batches': initBatches ?? kInitBatches } : {}),
+    ...ownFile('--init', initFile),
+  };
 }
 
 const kMaxMethodBytes = 64 << 20;
@@ -85,7 +100,8 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     ...configFields(inputs.config),
     ...Object.fromEntries(Object.entries(hashes).map(([name, hash]) => [shaOf(name), hash])),
     separator,
-    ...ownMethod(options.adapterFile),
+    ...ownFile('--adapter', options.adapterFile),
+    ...startFields(options),
     format: format.format,
     blocksize: format.blocksize ?? 0,
     'double-quant': format.doubleQuant ?? false,

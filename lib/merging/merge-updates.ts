@@ -3,7 +3,8 @@
 import type { Device } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { uniform } from '../core/random.js';
-import { checkFinite, refuseField, showShape } from '../core/validate.js';
+import { settingsOver } from '../core/settings.js';
+import { checkFinite, showShape } from '../core/validate.js';
 import type { AnyMerge, LoraUpdate, MergeCall, NextRandom } from './definition/definition.js';
 import { mergeDense } from './parts/dense.js';
 import { mergeEntries } from './parts/entries.js';
@@ -36,23 +37,7 @@ export function settingsOf(
   merge: AnyMerge,
   given: Readonly<Record<string, unknown>>,
 ): Readonly<Record<string, unknown>> {
-  const defaults = merge.defaults as Readonly<Record<string, unknown>>;
-  const settings: Record<string, unknown> = { ...defaults };
-  for (const [name, value] of Object.entries(given)) {
-    if (value === undefined) continue;
-    if (!Object.hasOwn(defaults, name)) {
-      const known = Object.keys(defaults);
-      const expected = `limited to by and the settings of ${merge.merge} (${known.join(', ') || 'none'})`;
-      refuseField(kOp, name, ['by', ...known], expected);
-    }
-    const standard = defaults[name];
-    if (typeof value !== typeof standard) throw wrongType(kOp, name, `a ${typeof standard}`, value);
-    if (typeof value === 'number') checkFinite(kOp, name, value);
-    settings[name] = value;
-  }
-  const refused = merge.check?.(settings);
-  if (refused !== undefined) fail('ERR_VALUE', kOp, ...refused);
-  return settings;
+  return settingsOver(kOp, merge.merge, merge, given, ['by']);
 }
 
 /**

@@ -23,22 +23,37 @@ export interface BaseFormat {
 export function storeWeight(
   values: Float32Array,
   shape: readonly [number, number],
-  { format, blocksize, doubleQuant }: BaseFormat,
+  format: BaseFormat,
   device: Device,
   zeroPoints = true,
 ): QuantizedWeight | Tensor {
   const full = Tensor.from(values, shape, { device });
-  if (format === 'none') return full;
+  if (format.format === 'none') return full;
   try {
-    return quantize(full, {
-      format,
-      ...(blocksize === undefined ? {} : { blocksize }),
-      ...(doubleQuant === undefined ? {} : { doubleQuant }),
-      ...(zeroPoints && format === 'int4' && !doubleQuant && wholeInt4Blocks(shape[1], blocksize)
-        ? { zeroPoints: true }
-        : {}),
-    });
+    return storeTensor(full, format, zeroPoints);
   } finally {
     full.dispose();
   }
+}
+
+/**
+ * Quantises a dense weight [N, K] as {@link storeWeight} does.
+ * @throws LowrankError as `quantize`
+ */
+export function storeTensor(
+  full: Tensor,
+  { format, blocksize, doubleQuant }: BaseFormat,
+  zeroPoints = true,
+): QuantizedWeight {
+  return quantize(full, {
+    format: format as QuantFormat,
+    ...(blocksize === undefined ? {} : { blocksize }),
+    ...(doubleQuant === undefined ? {} : { doubleQuant }),
+    ...(zeroPoints &&
+    format === 'int4' &&
+    !doubleQuant &&
+    wholeInt4Blocks(full.shape[1] ?? 0, blocksize)
+      ? { zeroPoints: true }
+      : {}),
+  });
 }

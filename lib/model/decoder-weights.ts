@@ -5,10 +5,12 @@
 import { planarToFloat32 } from '../checkpoint/planar/decode.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import { checkShape } from '../core/check-tensor.js';
 import { type Device, defaultDevice } from '../core/device.js';
-import { notConstructed } from '../core/errors.js';
+import { fail, notConstructed } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
+import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
 import { type BaseFormat, storeWeight } from './base-format.js';
 import {
   type LayerPlaces,
@@ -68,6 +70,12 @@ export interface LoadOptions {
   readonly device?: Device;
   /** Called with each tensor that is read, as it stands in the file. */
   readonly onTensor?: OnTensor;
+  /**
+   * Stores a linear layer of the blocks that the files hold dense, in place of `format`; undefined leaves it to that.
+   * @param values [N, K] in f32, read when called
+   * @returns a weight [N, K] on the device, which then belongs to the model
+   */
+  readonly store?: (place: LinearPlace, values: () => Float32Array) => BaseWeight | undefined;
 }
 
 /** What a model takes on its device, in bytes. */
@@ -82,7 +90,7 @@ export interface BaseMemory {
 
 /** The frozen weights of a model. */
 export class DecoderWeights implements Disposable {
-  readonly #made: readonly Disposable[];
+  readonly #made: Disposable[];
 
   /** @internal use {@link DecoderWeights.load} */
   constructor(
@@ -96,7 +104,7 @@ export class DecoderWeights implements Disposable {
     made: readonly Disposable[],
   ) {
     if (!Array.isArray(made)) throw notConstructed('DecoderWeights', 'DecoderWeights.load');
-    this.#made = made;
+    this.#made = [...made];
     track(this);
   }
 
@@ -174,12 +182,17 @@ export class DecoderWeights implements Disposable {
     };
     const linear = (place: LinearPlace, kept = format.format === 'none'): LinearWeights => {
       const { weight, bias, N, K } = place;
-      const w =
+      const values = () => rawToFloat32(read(weight.name));
+      const stored =
         model.layoutOf(place.module) !== undefined
-          ? keep(quantizedWeight(model, place.module, device, onTensor))
+          ? quantizedWeight(model, place.module, device, onTensor)
+          : options.store?.(place, values);
+      const w =
+        stored !== undefined
+          ? keep(stored)
           : kept
             ? dense(weight)
-            : keep(storeWeight(rawToFloat32(read(weight.name)), [N, K], format, device));
+            : keep(storeWeight(values(), [N, K], format, device));
       return { place, w, ...(bias === undefined ? {} : { bias: dense(bias) }) };
     };
     let whole = false;
@@ -227,6 +240,26 @@ export class DecoderWeights implements Disposable {
     } finally {
       if (!whole) for (const each of made) each[Symbol.dispose]();
     }
+  }
+
+  /**
+   * Puts another weight in the place of a linear layer's, which is freed. The weight then belongs to the model.
+   * @param w [N, K] on the device of the model
+   * @throws ERR_VALUE if the blocks have no such linear layer · ERR_SHAPE · ERR_DEVICE
+   */
+  replace(module: string, w: BaseWeight): void {
+    const op = 'DecoderWeights.replace';
+    const layer = this.layers.flatMap(linearsOf).find(({ place }) => place.module === module);
+    if (layer === undefined) {
+      fail('ERR_VALUE', op, 'module', 'a linear layer of the blocks', JSON.stringify(module));
+    }
+    const { N, K } = layer.place;
+    checkShape(op, 'w', checkWeight(op, w).weight as Tensor, [N, K]);
+    if (w.device !== this.device) fail('ERR_DEVICE', op, 'w', `on ${this.device}`, w.device);
+    const before = layer.w;
+    (layer as { w: BaseWeight }).w = w;
+    this.#made[this.#made.indexOf(before)] = w;
+    before.dispose();
   }
 
   /** Frees all weights. Twice is a no-op. */

@@ -19,6 +19,7 @@ import {
 import { expertsOf, type LinearWeights, linearsOf } from '../model/decoder-weights.js';
 import { ExpertsLora, expertsName, expertsTarget } from '../model/expert-adapters.js';
 import type { ParameterRole, TrainedParameter } from '../optim/optimizer.js';
+import type { AnyStart } from '../starts/definition/definition.js';
 
 /** A method for adapting layers: one of the library, or a user's. */
 export type TrainedMethod = (typeof adapterMethods)[number];
@@ -29,12 +30,21 @@ export type TrainedMethod = (typeof adapterMethods)[number];
  */
 export type Targets = 'all-linear' | readonly string[];
 
+/** A start of adapters with its settings: see {@link defineStart}. */
+export interface AdapterStart {
+  readonly start: AnyStart;
+  /** Settings of the start that differ from its defaults. */
+  readonly settings: Readonly<Record<string, unknown>>;
+}
+
 /** The adapters of a run. */
 export interface AdapterConfig {
   readonly method: TrainedMethod;
   /** Settings of the method that differ from its defaults: `r`, `loraAlpha`, `dropout`, ... */
   readonly settings: Readonly<Record<string, unknown>>;
   readonly targets: Targets;
+  /** Where they begin; default the method's own start. */
+  readonly start?: AdapterStart;
 }
 
 /** An adapted layer. */
@@ -63,11 +73,20 @@ export class AdapterSet implements Disposable {
   /** The names of the adapted layers, in the order of the forward pass. */
   readonly targets: readonly string[];
 
-  /** @throws LowrankError as `createAll` of the method · `ERR_VALUE` of targets that the model lacks */
+  /** The factors of started layers before training, where their base was replaced: for {@link writeAdapter}. */
+  readonly startFactors: ReadonlyMap<string, Readonly<Record<string, Tensor>>>;
+  /** Tensors of the method that are not trained after its start. */
+  readonly frozen: readonly string[];
+
+  /**
+   * @param started adapters by module that a start has made, of all targets; they become the set's
+   * @throws LowrankError as `createAll` of the method · `ERR_VALUE` of targets that the model lacks
+   */
   constructor(
     decoder: Decoder,
     readonly config: AdapterConfig,
     seed: number,
+    started?: ReadonlyMap<string, Adapter>,
   ) {
     const { weights } = decoder;
     const all = weights.layers.flatMap(linearsOf);
@@ -75,15 +94,24 @@ export class AdapterSet implements Disposable {
     const names = [...new Set(all.map(({ place }) => place.target))];
     this.targets = targetsOf('targets', names, config, [...new Set(experts.map(expertsTarget))]);
     const chosen = all.filter(({ place }) => this.targets.includes(place.target));
-    const adapters = config.method.createAll(
-      chosen.map(({ place, w }: LinearWeights, index) => ({
-        ...sizeOf(place),
-        weight: w,
-        device: weights.device,
-        seed: hash32(seed, 'lora_a', index),
-        ...config.settings,
-      })),
-    );
+    const { start } = config.start ?? {};
+    this.frozen = start?.frozen ?? [];
+    const adapters =
+      started === undefined
+        ? config.method.createAll(
+            chosen.map(({ place, w }: LinearWeights, index) => ({
+              ...sizeOf(place),
+              weight: w,
+              device: weights.device,
+              seed: hash32(seed, 'lora_a', index),
+              ...config.settings,
+            })),
+          )
+        : chosen.map(({ place: { module } }) => startedAdapter(started, module));
+    this.startFactors =
+      start?.replacesBase === true
+        ? new Map(chosen.map(({ place }, i) => [place.module, copiesOf(adapters[i] as Adapter)]))
+        : new Map();
     this.layers = chosen.map(({ place }, i) => ({ place, adapter: adapters[i] as Adapter }));
     this.byModule = new Map(this.layers.map(({ place, adapter }) => [place.module, adapter]));
     const routed = experts.filter((place) => this.targets.includes(expertsTarget(place)));
@@ -95,7 +123,7 @@ export class AdapterSet implements Disposable {
       }),
     );
     this.parameters = [
-      ...parametersOf(config.method, this.layers),
+      ...parametersOf(config.method, this.layers, this.frozen),
       ...[...this.experts].flatMap(([name, lora]) =>
         Object.entries(lora.parameters).map(([part, tensor]) => ({
           name: `${name}.${part}`,
@@ -121,6 +149,9 @@ export class AdapterSet implements Disposable {
   /** Frees the adapters. Twice is a no-op. */
   dispose(): void {
     for (const { adapter } of this.layers) adapter.dispose();
+    for (const factors of this.startFactors.values()) {
+      for (const tensor of Object.values(factors)) tensor.dispose();
+    }
     for (const lora of this.experts.values()) lora.dispose();
   }
 
@@ -147,17 +178,28 @@ function expertsConfig(op: string, { method, settings }: AdapterConfig): AlphaCo
   return given;
 }
 
+function startedAdapter(started: ReadonlyMap<string, Adapter>, module: string): Adapter {
+  const adapter = started.get(module);
+  if (adapter !== undefined) return adapter;
+  return fail('ERR_VALUE', 'AdapterSet', 'started', 'of all target layers', `without ${module}`);
+}
+
+const copiesOf = ({ parameters }: Adapter): Readonly<Record<string, Tensor>> =>
+  Object.fromEntries(Object.entries(parameters).map(([name, tensor]) => [name, tensor.to({})]));
+
 const sizeOf = ({ K, N, module }: LinearPlace) => ({ inFeatures: K, outFeatures: N, module });
 
 /** The parameters of layers. What layers share occurs once, with the views of the others. */
 function parametersOf(
   method: TrainedMethod,
   layers: readonly AdaptedLayer[],
+  frozen: readonly string[],
 ): readonly TrainedParameter[] {
   const found = new Map<string, { parameter: TrainedParameter; views: Tensor[] }>();
   const keyOf = sharing(method);
   for (const { place, adapter } of layers) {
     for (const [name, tensor] of Object.entries(adapter.parameters)) {
+      if (frozen.includes(name)) continue;
       const own = `${place.module}.${name}`;
       const key = keyOf(name, sizeOf(place)) ?? own;
       const known = found.get(key);
@@ -197,6 +239,7 @@ export function requireFitting(
   );
   const expertTargets = [...new Set(experts.map(expertsTarget))];
   const wanted = targetsOf('targets', linearTargets(places), config, expertTargets);
+  const frozen = config.start?.start.frozen ?? [];
   const layers = places.layers
     .flatMap(layerLinears)
     .filter(({ target }) => wanted.includes(target))
@@ -213,6 +256,7 @@ export function requireFitting(
   }
   for (const [i, { shapes }] of makers.entries()) {
     for (const name of trained) {
+      if (frozen.includes(name)) continue;
       const key = keyOf(name, layers[i] as SharingLayer);
       const shape = (shapes as Readonly<Record<string, readonly number[]>>)[name];
       if (shape === undefined) continue;
@@ -231,7 +275,7 @@ export function requireFitting(
  * @param experts names of layers of experts, which `all-linear` does not include
  * @throws LowrankError `ERR_VALUE` if the model has no layers of these names
  */
-function targetsOf(
+export function targetsOf(
   name: string,
   linear: readonly string[],
   { targets }: AdapterConfig,

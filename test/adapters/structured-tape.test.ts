@@ -1,6 +1,5 @@
 // The steps over blocks and features: gradients against differences, values against their definition.
 import { describe, expect, it } from 'vitest';
-import { leadingTriplets } from '../../lib/adapters/parts/leading-triplets.js';
 import type { Value } from '../../lib/autograd/gradient-tape.js';
 import { Tape } from '../../lib/autograd/tape.js';
 import {
@@ -11,6 +10,7 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
+import { leadingTriplets } from '../../lib/linalg/tensors/triplets.js';
 
 const available = devices()
   .filter(({ available }) => available)

@@ -69,6 +69,12 @@ const TABLE: readonly Row[] = [
     },
   ],
   ['matmul', 'bias', ({ x, w }, o) => of('matmul')(x, w, o)],
+  ['svd', 'iterations', ({ w }, o) => of('svd')(w, o)],
+  [
+    'solveTriangular',
+    'transposed',
+    ({ h }, o) => of('solveTriangular')(lowrank.full([M, M], 1, { device }), h, o),
+  ],
   ['loraForward', 'training', ({ x, w, adapter }, o) => of('loraForward')(x, w, adapter, o)],
   [
     'loraBackward',

@@ -22,6 +22,8 @@ const GROUPS = {
   optim: 4,
   trajectory: 5,
   merging: 23,
+  inits: 20,
+  linalg: 7,
   'formats/fp8': 10,
   'formats/mx': 11,
   'formats/nvfp4': 5,

@@ -52,7 +52,7 @@ export function readAlpha(
 export const kAlphaPatterns = { r: 'rank_pattern', lora_alpha: 'alpha_pattern' } as const;
 
 /** A pattern that matches the module of that name and no other, not even one whose name ends in it. */
-const exactly = (module: string): string => `^${module.replace(/[^\w]/g, '\\$&')}`;
+export const exactly = (module: string): string => `^${module.replace(/[^\w]/g, '\\$&')}`;
 
 /**
  * Fields of one config for modules with different values. The value of most modules goes into the field, those of the

@@ -40,6 +40,8 @@ export interface PeftLoraConfig {
   readonly fanInFanOut: boolean;
   /** lora_b has its own bias. */
   readonly loraBias: boolean;
+  /** How PEFT would start a new adapter of this config: true, false or the name of a start. The tensors do not depend on it. */
+  readonly initLoraWeights: string | boolean;
   /** As in the file; never opened or downloaded. */
   readonly baseModelNameOrPath: string | undefined;
   readonly revision: string | undefined;
@@ -68,7 +70,7 @@ const kUnsupportedFeatures = [
 ];
 
 /** Initialisations that also change the base weight, which is not part of the adapter folder. */
-const kResidualInits = ['pissa', 'olora', 'corda', 'loftq', 'lora_ga', 'mica'];
+const kResidualInits = ['pissa', 'olora', 'corda', 'loftq', 'lora_ga'];
 
 /**
  * Reads and checks an `adapter_config.json`.
@@ -112,6 +114,7 @@ export function parsePeftConfig(
     bias: bias(fields),
     fanInFanOut: fields.boolean('fan_in_fan_out', false),
     loraBias: fields.boolean('lora_bias', false),
+    initLoraWeights: initOf(fields),
     baseModelNameOrPath: baseModel(fields),
     revision: fields.optionalString('revision'),
     taskType: fields.optionalString('task_type'),
@@ -148,6 +151,14 @@ function reportIgnored(fields: Fields, warnings: string[]): void {
         'initialisation left behind, not the original one, unless it was converted when saved',
     );
   }
+}
+
+function initOf(fields: Fields): string | boolean {
+  const key = 'init_lora_weights';
+  if (fields.absent(key)) return true;
+  const value = fields.raw(key);
+  if (typeof value === 'boolean') return value;
+  return fields.string(key);
 }
 
 function alpha(fields: Fields, key: string): number {

@@ -121,6 +121,10 @@ function checkParts(folder: unknown, adapter: PeftAdapterParts): void {
     if (flag === undefined || flag === null || typeof flag === 'boolean') continue;
     throw wrongType(kOp, `config.${name}`, 'a boolean', flag);
   }
+  const init: unknown = config.initLoraWeights;
+  if (init !== undefined && typeof init !== 'boolean' && typeof init !== 'string') {
+    throw wrongType(kOp, 'config.initLoraWeights', 'a boolean or a string', init);
+  }
   const { alphaPattern, rankPattern } = config;
   const maps = { 'config.alphaPattern': alphaPattern, 'config.rankPattern': rankPattern };
   for (const [name, value] of Object.entries({ ...maps, biases, savedParameters, extraFiles })) {
@@ -254,7 +258,7 @@ function configJson(config: PeftAdapterParts['config']): string {
     exclude_modules: names(config.excludeModules),
     fan_in_fan_out: config.fanInFanOut ?? false,
     inference_mode: true,
-    init_lora_weights: true,
+    init_lora_weights: config.initLoraWeights ?? true,
     kasa_config: null,
     layer_replication: null,
     layers_pattern:

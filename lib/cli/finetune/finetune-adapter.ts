@@ -3,7 +3,9 @@
 import { loadMethod } from '../../adapters/definition/load-method.js';
 import { adapterMethods } from '../../adapters/methods/adapter-methods.js';
 import type { LowrankError } from '../../core/errors.js';
-import { methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
+import { loadStart } from '../../starts/definition/load-start.js';
+import { startNamed } from '../../starts/start-methods.js';
+import { type AdapterStart, methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
 import type { Arguments } from '../command/arguments.js';
 import { readSetting, settingName } from '../command/setting.js';
 
@@ -15,6 +17,10 @@ export interface ChosenMethod {
   readonly settings: Readonly<Record<string, unknown>>;
   /** The file it comes from, if any. */
   readonly file?: string;
+  /** Where its adapters begin, if not at its own start. */
+  readonly start?: AdapterStart;
+  /** The file that the start comes from, if any. */
+  readonly startFile?: string;
 }
 
 /**
@@ -22,21 +28,51 @@ export interface ChosenMethod {
  * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
  */
 export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ...ChosenMethod[]]> {
-  const names = (parsed.text('adapter') ?? 'lora').split(',').map((name) => name.trim());
+  const start = await readStart(parsed);
+  const standard = start?.chosen.start.adapters?.[0] ?? 'lora';
+  const names = (parsed.text('adapter') ?? standard).split(',').map((name) => name.trim());
   const chosen: ChosenMethod[] = [];
   for (const name of names) {
     const own = /[./\\]/.test(name);
     const method = own ? await loadMethod(kOp, name) : methodNamed(kOp, name);
     if (own) requireOwnName(parsed, method);
     if ((method.definition.inputs ?? []).length > 0) throw refuseInputs(parsed, method);
-    const settings = settingsOf(parsed, method, names.length === 1);
-    chosen.push({ method, settings, ...(own ? { file: name } : {}) });
+    const settings = settingsOf(parsed, method, names.length === 1, start?.chosen);
+    chosen.push({
+      method,
+      settings,
+      ...(own ? { file: name } : {}),
+      ...(start === undefined ? {} : { start: start.chosen }),
+      ...(start?.file === undefined ? {} : { startFile: start.file }),
+    });
   }
   const named = chosen.map(({ method }) => method.method);
   const twice = chosen.find(({ method }, i) => named.indexOf(method.method) < i);
   if (twice !== undefined)
     throw parsed.refuse('adapter', 'methods with distinct names', twice.method.method);
   return chosen as [ChosenMethod, ...ChosenMethod[]];
+}
+
+/** The start of `--init`, with those of `--set` that are its settings. */
+async function readStart(
+  parsed: Arguments,
+): Promise<{ readonly chosen: AdapterStart; readonly file?: string } | undefined> {
+  const name = parsed.text('init');
+  if (name === undefined) {
+    const given = parsed.text('init-batches');
+    if (given === undefined) return undefined;
+    throw parsed.refuse('init-batches', 'left out without --init', given);
+  }
+  const own = /[./\\]/.test(name);
+  const start = own ? await loadStart(kOp, name) : startNamed(kOp, 'init', name);
+  const defaults = start.defaults as Readonly<Record<string, unknown>>;
+  const settings: Record<string, unknown> = {};
+  for (const text of parsed.texts('set')) {
+    if (!Object.hasOwn(defaults, settingName(text) ?? '')) continue;
+    const [setting, value] = readSetting(parsed, text, start.start, defaults);
+    settings[setting] = value;
+  }
+  return { chosen: { start, settings }, ...(own ? { file: name } : {}) };
 }
 
 /** Folders and reports identify a method by its name only. */
@@ -68,6 +104,7 @@ function settingsOf(
   parsed: Arguments,
   { method, definition }: TrainedMethod,
   alone: boolean,
+  init: AdapterStart | undefined,
 ): Readonly<Record<string, unknown>> {
   const defaults = definition.defaults as Readonly<Record<string, unknown>>;
   const settings: Record<string, unknown> = {};
@@ -89,6 +126,7 @@ function settingsOf(
   put('dropout', 'dropout', () => parsed.number('dropout', 0, 'in [0, 1)', (p) => p >= 0 && p < 1));
   for (const text of parsed.texts('set')) {
     const name = settingName(text);
+    if (name !== undefined && Object.hasOwn(init?.start.defaults ?? {}, name)) continue;
     if (!alone && name !== undefined && !(name in defaults)) continue;
     const [setting, value] = readSetting(parsed, text, method, defaults);
     settings[setting] = value;

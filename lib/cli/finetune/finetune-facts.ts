@@ -7,6 +7,7 @@ import { version } from '../../environment/version.js';
 import type { FinetuneOptions, FinetuneResult } from '../../finetune/finetune.js';
 import type { RunPlan } from '../../finetune/plan.js';
 import { grouped, mebibytes, table, visible } from '../../report/terminal.js';
+import type { AdapterStart } from '../../train/adapter-set.js';
 import type { Fact } from './finetune-report.js';
 
 /** What a run can be repeated from. */
@@ -26,6 +27,7 @@ export function settingsOf(
     { name: 'model', value: printable(options.model) },
     { name: 'data', value: printable(options.data), note: `${options.seqLen} tokens a sequence` },
     { name: 'method', value: method, note: list.join(', ') },
+    ...startFacts(adapter.start),
     {
       name: 'base',
       value: storedAs(layouts, format.format),
@@ -40,6 +42,19 @@ export function settingsOf(
     { name: 'machine', value: processor, note: `device ${device}, lowrank ${version()}` },
     { name: 'date', value: new Date().toISOString() },
   ];
+}
+
+/** Where the adapters begin, if not at the method's own start. */
+function startFacts(chosen: AdapterStart | undefined): Fact[] {
+  if (chosen === undefined) return [];
+  const { start, settings } = chosen;
+  const all = Object.entries({ ...(start.defaults as object), ...settings });
+  const note = all
+    .map(
+      ([name, value]) => `${name} ${typeof value === 'string' ? printable(value) : String(value)}`,
+    )
+    .join(', ');
+  return [{ name: 'start', value: start.start, ...(note === '' ? {} : { note }) }];
 }
 
 /** How the base is stored: by the layouts of a folder that is quantised already, otherwise as the run quantised it. */

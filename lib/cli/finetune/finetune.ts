@@ -18,6 +18,7 @@ import {
   requireRuns,
 } from '../../finetune/finetune.js';
 import { planRun } from '../../finetune/plan.js';
+import { kInitBatches } from '../../finetune/start.js';
 import { grouped, jsonText, Progress, table, visible } from '../../report/terminal.js';
 import { parseTargets } from '../../train/adapter-set.js';
 import { fastestDType } from '../../train/dtype.js';
@@ -50,7 +51,10 @@ Adapter
   --lora-alpha X      scaling = lora_alpha / rank                         [2 * rank]
   --rslora            scaling = lora_alpha / sqrt(rank)
   --dropout P         dropout before the adapters, in [0, 1)              [0]
-  --set NAME=VALUE    another setting of the method; may be repeated
+  --init NAME         where the adapters begin (pissa, loftq, eva, qera, ...; docs/starts.md), or a file
+                      of one's own                                        [the method's own start]
+  --init-batches N    passes over the text that a start from inputs or gradients sees       [8]
+  --set NAME=VALUE    another setting of the method or of --init; may be repeated
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
@@ -96,6 +100,8 @@ const kOptions = {
   separator: { type: 'string' },
   out: { type: 'string' },
   adapter: { type: 'string' },
+  init: { type: 'string' },
+  'init-batches': { type: 'string' },
   set: { type: 'string', multiple: true },
   rank: { type: 'string' },
   'lora-alpha': { type: 'string' },
@@ -238,7 +244,7 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
 }
 
 function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
-  const { method, settings, file } = chosen;
+  const { method, settings, file, start, startFile } = chosen;
   const most = 1_000_000_000;
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
@@ -266,7 +272,10 @@ function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
       method,
       settings,
       targets: parseTargets(targets),
+      ...(start === undefined ? {} : { start }),
     },
+    initBatches: parsed.integer('init-batches', kInitBatches, 1, 1_000_000),
+    ...(startFile === undefined ? {} : { initFile: startFile }),
     ...(file === undefined ? {} : { adapterFile: file }),
     train: {
       steps,

@@ -1,7 +1,7 @@
-import { singularFactors } from '../../adapters/parts/leading-triplets.js';
 import type { Device } from '../../core/device.js';
 import { scope } from '../../core/scope.js';
 import { Tensor } from '../../core/tensor.js';
+import { singularFactors } from '../../linalg/tensors/triplets.js';
 import { matmulInputGrad } from '../../ops/matmul.js';
 import type { AnyMerge, LoraUpdate, MergeCall, NextRandom } from '../definition/definition.js';
 import { type Clamp, clampFactors } from './clamp.js';

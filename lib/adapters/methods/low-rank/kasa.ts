@@ -1,38 +1,20 @@
-import { scope } from '../../../core/scope.js';
 import { Tensor } from '../../../core/tensor.js';
-import { rowDots, transposed } from '../../../linalg/rows.js';
-import { symmetricEigen } from '../../../linalg/symmetric-eigen.js';
-import type { BaseWeight } from '../../../ops/base-weight.js';
-import { denseRows } from '../../../ops/dense-rows.js';
+import { transposed } from '../../../linalg/rows.js';
+import { trailingTriplets } from '../../../linalg/tensors/triplets.js';
 import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/scaling.js';
 
 type Make = AdapterMaker<{ readonly r: number }, 'tailA' | 'tailB'>;
 
-/**
- * The r smallest singular triplets of a weight as factors of their sum, tailB · tailA. The vectors of the shorter side are
- * eigenvectors of the product of w with itself, and w gives the other vectors. On the host, in float64.
- */
-function smallestTriplets(w: BaseWeight, r: number): { tailA: Float32Array; tailB: Float32Array } {
-  const [N = 0, K = 0] = w.shape;
-  const rows = scope(() => Float64Array.from(denseRows(w, 0, N).readSync()));
-  const columns = transposed(rows, N, K);
-  const [small, large] = N < K ? [N, K] : [K, N];
-  const [wide, tall] = N < K ? [rows, columns] : [columns, rows];
-  const { vectors } = symmetricEigen(rowDots(wide, small, wide, small, large), small);
-  const own = vectors.slice((small - r) * small, small * small);
-  // [r, large]: the vectors of the longer side.
-  const other = rowDots(own, r, tall, large, small);
-  const [left, right] = N < K ? [own, other] : [other, own];
+/** The r smallest singular triplets of the weight as factors of their sum, tailB · tailA. */
+function tailOf(make: Make): { tailA: Float32Array; tailB: Float32Array } {
+  const { r } = make.config;
+  const { right, scaledLeft } = trailingTriplets(make.weight('kasa'), r, 0);
   return {
     tailA: Float32Array.from(right),
-    tailB: Float32Array.from(transposed(left, r, N)),
+    tailB: Float32Array.from(transposed(scaledLeft, r, make.N)),
   };
-}
-
-function tailOf(make: Make): { tailA: Float32Array; tailB: Float32Array } {
-  return smallestTriplets(make.weight('kasa'), make.config.r);
 }
 
 /** [loraA; tailA] and [loraB, tailB], so that the added and the subtracted part are one product. */

@@ -1,11 +1,11 @@
 import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
 import type { Tensor } from '../../../core/tensor.js';
+import { singularFactors } from '../../../linalg/tensors/triplets.js';
 import { multiplyAdd } from '../../../ops/elementwise.js';
 import { matmul, matmulInputGrad } from '../../../ops/matmul.js';
 import { weightGrad } from '../../../ops/weight-grad.js';
 import { defineAdapter } from '../../definition/method.js';
-import { singularFactors } from '../../parts/leading-triplets.js';
 import { patternOf } from '../../parts/scaling.js';
 
 const lowOf = (N: number, K: number, rank: number): number => Math.min(N, K) - rank;

@@ -4,8 +4,8 @@ import type { Tape } from '../../../autograd/tape.js';
 import { fail } from '../../../core/errors.js';
 import { scope } from '../../../core/scope.js';
 import { Tensor } from '../../../core/tensor.js';
+import { leadingTriplets } from '../../../linalg/tensors/triplets.js';
 import { defineAdapter } from '../../definition/method.js';
-import { leadingTriplets } from '../../parts/leading-triplets.js';
 import { cayley, cayleySeries, skew, triangleMaps } from './rotation.js';
 
 /** The entries of Q, shrunk if its Frobenius norm exceeds eps; 0: unchanged. */

@@ -1,5 +1,5 @@
+import { singularFactors } from '../../../linalg/tensors/triplets.js';
 import { defineAdapter } from '../../definition/method.js';
-import { singularFactors } from '../../parts/leading-triplets.js';
 import { scalingOf } from '../../parts/scaling.js';
 
 /**

@@ -1,7 +1,7 @@
 import { TorchRandom } from '../../../checkpoint/random/torch-random.js';
+import { singularFactors } from '../../../linalg/tensors/triplets.js';
 import { defineAdapter } from '../../definition/method.js';
 import { inOrder, needsLayers } from '../../parts/folder-layers.js';
-import { singularFactors } from '../../parts/leading-triplets.js';
 
 /**
  * LoRA-XS whose core is a combination of fixed random matrices: `core = Σᵢ vᵢ · projectionᵢ`, so that u values train

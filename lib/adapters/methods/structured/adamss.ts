@@ -1,8 +1,8 @@
 import { Tensor } from '../../../core/tensor.js';
+import { leadingTriplets } from '../../../linalg/tensors/triplets.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
 import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
-import { leadingTriplets } from '../../parts/leading-triplets.js';
 
 interface Settings {
   readonly r: number;

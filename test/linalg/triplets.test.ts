@@ -1,7 +1,7 @@
 // Many singular triplets at once: of matrices that are made of known ones, by what defines them.
 import { describe, expect, it } from 'vitest';
-import { leadingTriplets } from '../../lib/adapters/parts/leading-triplets.js';
 import { adapters, dequantize, devices, quantize, scope, Tensor } from '../../lib/index.js';
+import { leadingTriplets } from '../../lib/linalg/tensors/triplets.js';
 
 const available = devices()
   .filter(({ available }) => available)

@@ -1,0 +1,36 @@
+import type { Value } from '../../autograd/gradient-tape.js';
+import { ModelTape } from '../../autograd/model/model-tape.js';
+import type { Tensor } from '../../core/tensor.js';
+import type { BaseWeight } from '../../ops/base-weight.js';
+
+/** What is told of a linear layer in a pass. */
+export interface LayerObserver {
+  /** x of the layer, [..., K], in the forward pass. Layers that read the same value are told of the same tensor. */
+  input?(x: Tensor): void;
+  /** The gradient of the layer's output [..., N] and its x, in the backward pass. */
+  gradient?(dy: Tensor, x: Tensor): void;
+}
+
+/** A tape that tells observers of the linear layers over certain base weights. It changes no value. */
+export class ObservingTape extends ModelTape {
+  readonly #observers: ReadonlyMap<BaseWeight, LayerObserver>;
+
+  constructor(observers: ReadonlyMap<BaseWeight, LayerObserver>, recording: boolean) {
+    super({ recording });
+    this.#observers = observers;
+  }
+
+  override linear(x: Value, w: BaseWeight, bias?: Value): Value {
+    const y = super.linear(x, w, bias);
+    const observer = this.#observers.get(w);
+    if (observer === undefined) return y;
+    observer.input?.(x.tensor);
+    const { gradient } = observer;
+    if (gradient === undefined || !y.differentiable) return y;
+    const same = y.tensor.reshape(y.shape);
+    return this.record(same, [y], [x.tensor], (dy, pass) => {
+      gradient.call(observer, dy, x.tensor);
+      pass.give(y, dy);
+    });
+  }
+}
