@@ -42,6 +42,8 @@ export interface FinetuneOptions {
   readonly adapter: AdapterConfig;
   /** The file of the method, if it is not part of the library. */
   readonly adapterFile?: string;
+  /** The file of the optimiser in `train`, if it is not part of the library. */
+  readonly optimizerFile?: string;
   readonly train: TrainOptions;
   /** Steps between evaluations on the held-out text; 0 evaluates only before and after. */
   readonly evalEvery: number;

@@ -3,7 +3,9 @@
 import { createHash } from 'node:crypto';
 import { readSmallFile } from '../checkpoint/files/file-access.js';
 import type { DecoderConfig } from '../model/config/decoder-config.js';
+import { adamw } from '../optim/elementwise/adamw.js';
 import type { AdapterConfig } from '../train/adapter-set.js';
+import type { TrainOptions } from '../train/model-trainer.js';
 import type { FinetuneOptions } from './finetune-files.js';
 import type { RunIdentity } from './run-state.js';
 
@@ -19,11 +21,11 @@ export interface RunInputs {
   readonly text: string;
 }
 
-/** The file of an adapter method that is not part of the library. Its imports are not checked. */
-function ownMethod(file: string | undefined): RunIdentity {
+/** The file of a method or an optimiser that is not part of the library. Its imports are not checked. */
+function ownFile(option: string, file: string | undefined): RunIdentity {
   if (file === undefined) return {};
   const bytes = readSmallFile(kOp, file, kMaxMethodBytes);
-  return { [shaOf('--adapter file')]: createHash('sha256').update(bytes).digest('hex') };
+  return { [shaOf(`${option} file`)]: createHash('sha256').update(bytes).digest('hex') };
 }
 
 const kMaxMethodBytes = 64 << 20;
@@ -85,7 +87,8 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     ...configFields(inputs.config),
     ...Object.fromEntries(Object.entries(hashes).map(([name, hash]) => [shaOf(name), hash])),
     separator,
-    ...ownMethod(options.adapterFile),
+    ...ownFile('--adapter', options.adapterFile),
+    ...ownFile('--optimizer', options.optimizerFile),
     format: format.format,
     blocksize: format.blocksize ?? 0,
     'double-quant': format.doubleQuant ?? false,
@@ -99,6 +102,7 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     lr: train.lr,
     warmup: train.warmup,
     'weight-decay': train.weightDecay,
+    ...optimizerFields(train),
     clip: train.clip,
     seed: train.seed,
     dtype: train.dtype,
@@ -113,4 +117,16 @@ function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
   return Object.fromEntries(
     known.flatMap(([name, value]) => (value === undefined ? [] : [[names[name] ?? name, value]])),
   );
+}
+
+/** The optimiser with its settings. */
+function optimizerFields({ optimizer = adamw, optimizerSettings }: TrainOptions): RunIdentity {
+  const settings = optimizerSettings ?? {};
+  const all = { ...(optimizer.defaults as object), ...settings } as RunIdentity;
+  return {
+    optimizer: optimizer.optimizer,
+    ...Object.fromEntries(
+      Object.entries(all).map(([name, value]) => [`optimizer ${name}`, value] as const),
+    ),
+  };
 }

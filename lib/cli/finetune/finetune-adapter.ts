@@ -3,9 +3,11 @@
 import { loadMethod } from '../../adapters/definition/load-method.js';
 import { adapterMethods } from '../../adapters/methods/adapter-methods.js';
 import type { LowrankError } from '../../core/errors.js';
+import type { AnyOptimizer } from '../../optim/definition/definition.js';
 import { methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
 import type { Arguments } from '../command/arguments.js';
 import { readSetting, settingName } from '../command/setting.js';
+import { type ChosenOptimizer, readOptimizer } from './finetune-optimizer.js';
 
 const kOp = 'finetune';
 
@@ -18,25 +20,33 @@ export interface ChosenMethod {
 }
 
 /**
- * The methods of `--adapter`: one, or several separated by commas.
+ * The methods of `--adapter`: one, or several separated by commas; and the optimiser, as `--set` has settings of both.
  * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
  */
-export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ...ChosenMethod[]]> {
+export async function readAdapters(parsed: Arguments): Promise<{
+  readonly adapters: [ChosenMethod, ...ChosenMethod[]];
+  readonly optimizer: ChosenOptimizer;
+}> {
   const names = (parsed.text('adapter') ?? 'lora').split(',').map((name) => name.trim());
-  const chosen: ChosenMethod[] = [];
+  const methods: { name: string; own: boolean; method: TrainedMethod }[] = [];
   for (const name of names) {
     const own = /[./\\]/.test(name);
     const method = own ? await loadMethod(kOp, name) : methodNamed(kOp, name);
     if (own) requireOwnName(parsed, method);
     if ((method.definition.inputs ?? []).length > 0) throw refuseInputs(parsed, method);
-    const settings = settingsOf(parsed, method, names.length === 1);
-    chosen.push({ method, settings, ...(own ? { file: name } : {}) });
+    methods.push({ name, own, method });
   }
+  const known = methods.flatMap(({ method }) => Object.keys(method.definition.defaults));
+  const { others, ...optimizer } = await readOptimizer(parsed, new Set(known));
+  const chosen = methods.map(({ name, own, method }): ChosenMethod => {
+    const settings = settingsOf(parsed, method, names.length === 1, others, optimizer.optimizer);
+    return { method, settings, ...(own ? { file: name } : {}) };
+  });
   const named = chosen.map(({ method }) => method.method);
   const twice = chosen.find(({ method }, i) => named.indexOf(method.method) < i);
   if (twice !== undefined)
     throw parsed.refuse('adapter', 'methods with distinct names', twice.method.method);
-  return chosen as [ChosenMethod, ...ChosenMethod[]];
+  return { adapters: chosen as [ChosenMethod, ...ChosenMethod[]], optimizer };
 }
 
 /** Folders and reports identify a method by its name only. */
@@ -63,11 +73,14 @@ function refuseInputs(parsed: Arguments, refused: TrainedMethod): LowrankError {
  * The settings of a method from the command line.
  * @param alone options that the method lacks are rejected; with several methods they may belong to
  * another
+ * @param texts of `--set`
  */
 function settingsOf(
   parsed: Arguments,
   { method, definition }: TrainedMethod,
   alone: boolean,
+  texts: readonly string[],
+  { optimizer, defaults: optimizerDefaults }: AnyOptimizer,
 ): Readonly<Record<string, unknown>> {
   const defaults = definition.defaults as Readonly<Record<string, unknown>>;
   const settings: Record<string, unknown> = {};
@@ -87,9 +100,16 @@ function settingsOf(
   );
   put('rslora', 'rslora', () => parsed.flag('rslora'));
   put('dropout', 'dropout', () => parsed.number('dropout', 0, 'in [0, 1)', (p) => p >= 0 && p < 1));
-  for (const text of parsed.texts('set')) {
+  for (const text of texts) {
     const name = settingName(text);
     if (!alone && name !== undefined && !(name in defaults)) continue;
+    if (name === undefined || !Object.hasOwn(defaults, name)) {
+      const list = (all: object) => Object.keys(all).join(', ') || 'none';
+      const expected =
+        `NAME=VALUE with a setting of ${method} (${list(defaults)}) ` +
+        `or of the optimizer ${optimizer} (${list(optimizerDefaults)})`;
+      throw parsed.refuse('set', expected, text);
+    }
     const [setting, value] = readSetting(parsed, text, method, defaults);
     settings[setting] = value;
   }
