@@ -132,11 +132,11 @@ export interface OptimizerTraits<S extends object, N extends string> {
   /** Authors, title, year, arXiv number. */
   readonly reference: string;
   /** Refuses values of settings, in words. Settings have the types of the defaults already. */
-  check?(settings: S): RefusedSetting | undefined;
+  check?(settings: NoInfer<S>): RefusedSetting | undefined;
   /** Groups of parameters; default one for all. */
   group?(parameter: TrainedParameter, settings: S): ParameterGroup;
   /** Names of states that hold no value below 0; a checkpoint with one is rejected. */
-  readonly notNegative?: readonly N[];
+  readonly notNegative?: readonly NoInfer<N>[];
   /** Times the learning rate that a run has by default: 0.1 for Lion. */
   readonly rate?: number;
   /** `constant`: the learning rate of a run does not fall after its warm-up. */
