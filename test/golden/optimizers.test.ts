@@ -9,6 +9,7 @@ import {
   Trainer,
   type TrainPass,
 } from '../../lib/index.js';
+import { dynamicMap } from '../../lib/optim/eight-bit/dynamic-map.js';
 import { DEVICES } from '../conformance/operands.js';
 import { type GoldenCase, loadCase } from './case-file.js';
 import { tensorOf } from './library.js';
@@ -43,6 +44,15 @@ const CASES: Readonly<Record<string, [AnyOptimizer, (params: Settings) => Settin
   bnb_ademamix32: [optimizers.ademamix, mixed],
   bnb_lamb32: [optimizers.lamb, adamSettings],
   bnb_lars32: [optimizers.lars, momentum],
+  bnb_adamw8bit: [optimizers.adamw8bit, adamSettings],
+  bnb_ademamix8bit: [optimizers.ademamix8bit, mixed],
+  bnb_lion8bit: [optimizers.lion8bit, betas],
+  bnb_sgd8bit: [optimizers.sgd8bit, momentum],
+  bnb_rmsprop8bit: [
+    optimizers.rmsprop8bit,
+    (p) => ({ alpha: (p.betas as number[])[0], eps: p.eps }),
+  ],
+  bnb_adagrad8bit: [optimizers.adagrad8bit, ({ eps }) => ({ eps })],
   schedulefree_adamw: [
     optimizers.scheduleFree,
     (p) => ({ ...adamSettings(p), warmupSteps: p.warmup_steps }),
@@ -74,6 +84,16 @@ const given =
   (p: Tensor, g: Tensor): TrainPass =>
   (tape) => ({ loss: tape.own(Tensor.from([0], [1], { device: p.device })), added: [[p, g]] });
 
+describe('the maps of states of 8 bits', () => {
+  it.each([
+    ['signed', 'aux.qmap1'],
+    ['unsigned', 'aux.qmap2'],
+  ])('%s, with the bits of bitsandbytes', (kind, name) => {
+    const expected = loadCase('optim/bnb_adamw8bit').numbers(name);
+    expect(Array.from(dynamicMap(kind === 'signed'))).toEqual(Array.from(expected));
+  });
+});
+
 describe.each(DEVICES)('on %s', (device) => {
   it.each(Object.keys(CASES))('%s', (name) => {
     scope(() => {
@@ -95,6 +115,10 @@ describe.each(DEVICES)('on %s', (device) => {
         const now = p.readSync();
         all.push(...now);
         if (rules.has(`out.p.${step}`)) rules.check(`out.p.${step}`, now);
+        for (const { name: own, read } of trainer.stored) {
+          const rule = `out.${own.replace('/p', '')}.${step}`;
+          if (rules.has(rule)) rules.check(rule, read());
+        }
       }
       for (const whole of ['out.p_steps', 'out.y_steps']) {
         if (rules.has(whole)) rules.check(whole, all);

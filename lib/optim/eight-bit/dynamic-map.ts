@@ -1,0 +1,93 @@
+/** bitsandbytes' dynamic maps of 256 levels, and blocks of states in their codes. */
+
+/** Elements of the flattened parameter that share a scale. */
+export const kBlock = 256;
+
+const f = Math.fround;
+
+/** The middles of n - 1 equal parts of [0.1, 1], as torch computes them in f32. */
+function middles(n: number): number[] {
+  const step = f(f(1 - f(0.1)) / (n - 1));
+  const at = (i: number) => (i < n >> 1 ? f(f(0.1) + f(step * i)) : f(1 - f(step * (n - 1 - i))));
+  return Array.from({ length: n - 1 }, (_, i) => f(f(at(i) + at(i + 1)) / 2));
+}
+
+/**
+ * Dettmers' dynamic map (8-bit Optimizers via Block-wise Quantization, 2022, arXiv:2110.02861): seven decades, each with twice
+ * as many levels as the one below, and 0 and 1. The signed map has the levels of both signs and 0 and 1 once.
+ */
+export function dynamicMap(signed: boolean): Float32Array {
+  const levels = [0, 1];
+  for (let i = 0; i < 7; i++) {
+    for (const middle of middles(2 ** (signed ? i : i + 1) + 1)) {
+      const level = 10 ** (i - 6) * middle;
+      levels.push(level);
+      if (signed) levels.push(-level);
+    }
+  }
+  return Float32Array.from(levels).sort();
+}
+
+/** A map with the bounds between its levels. */
+export interface StateMap {
+  readonly levels: Float32Array;
+  readonly signed: boolean;
+}
+
+const kMaps = [dynamicMap(false), dynamicMap(true)];
+
+export const stateMap = (signed: boolean): StateMap => ({
+  levels: kMaps[signed ? 1 : 0] as Float32Array,
+  signed,
+});
+
+/** `values[i] = levels[codes[i]] · absmax[block of i]`, in f32. */
+export function decodeStates(
+  codes: Uint8Array,
+  absmax: Float32Array,
+  { levels }: StateMap,
+  values: Float32Array,
+): void {
+  for (let i = 0; i < values.length; i++) {
+    values[i] = (levels[codes[i] as number] as number) * (absmax[Math.floor(i / kBlock)] as number);
+  }
+}
+
+/**
+ * The codes of values by blocks: the nearest level, and for a signed map one of the sign of the value, as bitsandbytes' kernels
+ * choose it. A block of zeros has the scale 0.
+ */
+export function encodeStates(
+  values: Float32Array,
+  { levels, signed }: StateMap,
+  codes: Uint8Array,
+  absmax: Float32Array,
+): void {
+  const zero = levels.indexOf(0);
+  for (let begin = 0, block = 0; begin < values.length; begin += kBlock, block++) {
+    const end = Math.min(begin + kBlock, values.length);
+    let largest = 0;
+    for (let i = begin; i < end; i++) largest = Math.max(largest, Math.abs(values[i] as number));
+    absmax[block] = largest;
+    for (let i = begin; i < end; i++) {
+      const value = values[i] as number;
+      let code = largest === 0 ? zero : nearest(levels, f(value / largest));
+      const level = levels[code] as number;
+      if (signed && value > 0 && level < 0) code++;
+      else if (signed && value < 0 && level >= 0 && code > 0) code--;
+      codes[i] = code;
+    }
+  }
+}
+
+/** The index of the ascending level nearest to v; a tie takes the lower one. */
+function nearest(levels: Float32Array, v: number): number {
+  let [low, high] = [0, levels.length - 1];
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if ((levels[middle] as number) <= v) low = middle;
+    else high = middle;
+  }
+  const [below, above] = [levels[low] as number, levels[high] as number];
+  return v - below <= above - v ? low : high;
+}
