@@ -1,5 +1,7 @@
 /** Every optimiser that comes with the library. */
 
+export { flora } from './dense/flora.js';
+export { galore } from './dense/galore.js';
 export {
   adagrad8bit,
   adamw8bit,

@@ -5,10 +5,10 @@ export const kBlock = 256;
 
 const f = Math.fround;
 
-/** The middles of n - 1 equal parts of [0.1, 1], as torch computes them in f32. */
+/** The middles of n - 1 equal parts of [0.1, 1], with torch's roundings to f32: the ends of parts are rounded once. */
 function middles(n: number): number[] {
   const step = f(f(1 - f(0.1)) / (n - 1));
-  const at = (i: number) => (i < n >> 1 ? f(f(0.1) + f(step * i)) : f(1 - f(step * (n - 1 - i))));
+  const at = (i: number) => f(i < n >> 1 ? f(0.1) + step * i : 1 - step * (n - 1 - i));
   return Array.from({ length: n - 1 }, (_, i) => f(f(at(i) + at(i + 1)) / 2));
 }
 
@@ -20,7 +20,7 @@ export function dynamicMap(signed: boolean): Float32Array {
   const levels = [0, 1];
   for (let i = 0; i < 7; i++) {
     for (const middle of middles(2 ** (signed ? i : i + 1) + 1)) {
-      const level = 10 ** (i - 6) * middle;
+      const level = f(f(10 ** (i - 6)) * middle);
       levels.push(level);
       if (signed) levels.push(-level);
     }
