@@ -1,11 +1,13 @@
 import { defineOptimizer } from '../definition/define.js';
 import { adamCheck, negative } from '../parts/checks.js';
-import { adamRule, normOf } from '../parts/rules.js';
+import { adamRule, normOf, trustRatio } from '../parts/rules.js';
 
 /**
  * LAMB (You and others, Large Batch Optimization for Deep Learning, 2020, arXiv:1904.00962) as bitsandbytes has it: AdamW
  * for CPUs: AdamW whose step is shortened where u is longer than `most` times the parameter. The paper scales every step to
  * ‖p‖, with the decay in it; bitsandbytes' kernels for GPUs correct the bias of u.
+ *
+ * A parameter of zeros, as loraB is at first, takes a whole step; bitsandbytes would never move it.
  *
  *   u = m / (√v + eps)      p ← p − lr · min(1, most · ‖p‖ / ‖u‖) · (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + eps), after the decay
  */
@@ -27,7 +29,7 @@ export const lamb = defineOptimizer({
       const square = beta2 * (v[i] as number) + (1 - beta2) * gradient * gradient;
       sum += (mean / (Math.sqrt(square) + eps)) ** 2;
     }
-    const [limit, norm] = [most * normOf(u.p), Math.sqrt(sum)];
-    adamRule(u, m, v, u.settings, { decay: 'before', scale: norm > limit ? limit / norm : 1 });
+    const scale = trustRatio(most * normOf(u.p), Math.sqrt(sum));
+    adamRule(u, m, v, u.settings, { decay: 'before', scale });
   },
 });

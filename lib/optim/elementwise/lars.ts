@@ -1,11 +1,13 @@
 import { defineOptimizer } from '../definition/define.js';
 import { negative, outsideUnit } from '../parts/checks.js';
-import { momentumRule, normOf } from '../parts/rules.js';
+import { momentumRule, normOf, trustRatio } from '../parts/rules.js';
 
 /**
  * LARS (You, Gitman and Ginsburg, Large Batch Training of Convolutional Networks, 2017, arXiv:1708.03888) as bitsandbytes has
  * it: momentum whose step is shortened where its norm is above `trust` times that of the parameter. The paper scales the
  * learning rate of each layer to trust · ‖p‖ / ‖g‖ before the momentum.
+ *
+ * A parameter of zeros, as loraB is at first, takes a whole step; bitsandbytes would never move it.
  *
  *   m ← momentum · m + g      p ← p − lr · min(1, (trust · ‖p‖ + eps) / ‖m‖) · m
  */
@@ -24,7 +26,7 @@ export const lars = defineOptimizer({
     for (let i = 0; i < u.g.length; i++) {
       sum += (momentum * (m[i] as number) + (u.g[i] as number)) ** 2;
     }
-    const [limit, norm] = [trust * normOf(u.p) + eps, Math.sqrt(sum)];
-    momentumRule(u, m, { momentum, scale: norm > limit ? limit / norm : 1 });
+    const scale = trustRatio(trust * normOf(u.p) + eps, Math.sqrt(sum));
+    momentumRule(u, m, { momentum, scale });
   },
 });

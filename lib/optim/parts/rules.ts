@@ -152,3 +152,7 @@ export function normOf(values: Float32Array): number {
   for (const value of values) sum += value * value;
   return Math.sqrt(sum);
 }
+
+/** What a step of this norm is multiplied by so that it is at most `limit`; 1 where the limit is 0. */
+export const trustRatio = (limit: number, norm: number): number =>
+  limit > 0 && norm > limit ? limit / norm : 1;
