@@ -38,8 +38,12 @@ const lines: Line[] = text
 const methods = new Map(
   lowrank.adapterMethods.map(({ method, definition }) => [method, definition]),
 );
-/** Words of the API that are no exports: operands, and ways to merge. */
-const WORDS = new Set(['needs', 'dx', ...lowrank.mergeMethods.map(({ merge }) => merge)]);
+/** Words of the API that are no exports: operands, commands, ways to merge, and optimisers. */
+const WORDS = new Set([
+  ...['needs', 'dx', 'finetune'],
+  ...lowrank.mergeMethods.map(({ merge }) => merge),
+  ...lowrank.optimizerList.map(({ optimizer }) => optimizer),
+]);
 
 describe('the table of docs/adapters.md', () => {
   it('has a row for each of the survey’s systems and the later ones, once', () => {
