@@ -236,11 +236,10 @@ function statesOf(
     if (part === 'values' || part.includes('/')) {
       fail('ERR_VALUE', op, `a state of ${name}`, 'named other than values, without /', part);
     }
-    if ('bytes' in shape) {
+    if (Array.isArray(shape)) state[part] = Tensor.zeros(shape, { device: tensor.device });
+    else if (typeof shape === 'object' && shape !== null && 'bytes' in shape) {
       const size = shape.bytes.reduce((a, b) => a * b, 1);
       bytes[part] = { shape: shape.bytes, bytes: new Uint8Array(size) };
-    } else if (Array.isArray(shape)) {
-      state[part] = Tensor.zeros(shape, { device: tensor.device });
     } else throw wrongType(op, `state ${part} of ${name}`, 'a shape or { bytes: shape }', shape);
   }
   return { state, bytes };
