@@ -1,6 +1,7 @@
 // The updates of the host have the bits of the native step, and the decay where their formulas have it.
 import { expect, it } from 'vitest';
 import { adamwStep, scope, Tensor } from '../../lib/index.js';
+import { encodeStates, stateMap } from '../../lib/optim/eight-bit/dynamic-map.js';
 import { adamRule, ademamixRule, lionRule } from '../../lib/optim/parts/rules.js';
 import { randomValues } from '../finetune/setup.js';
 
@@ -53,5 +54,26 @@ it('Lion with the decay apart from its mean, as its formula in float64', () => {
     const direction = Math.sign(0.8 * old + 0.2 * gradient) + kDecay * value;
     expect(p[i]).toBeCloseTo(value - kLr * direction, 5);
     expect(m[i]).toBeCloseTo(0.9 * old + 0.1 * gradient, 6);
+  }
+});
+
+it('codes of 8 bits are the nearest levels, found one by one', () => {
+  for (const signed of [true, false]) {
+    const map = stateMap(signed);
+    const random = randomValues(4096, 9).map((x, i) => x * 10 ** -(i % 9));
+    const exact = [...map.levels, 0, -0, 1, 1e-30, -1e-30].map((x) => (signed ? x : Math.abs(x)));
+    const values = Float32Array.from([...exact, ...random].map((x) => (signed ? x : Math.abs(x))));
+    const codes = new Uint8Array(values.length);
+    const absmax = new Float32Array(Math.ceil(values.length / 256));
+    encodeStates(values, map, codes, absmax);
+    for (const [i, x] of values.entries()) {
+      const scaled = Math.fround(x / (absmax[i >> 8] as number));
+      const distance = (level: number) => Math.abs(scaled - level);
+      const allowed = [...map.levels].filter((level) => !signed || x === 0 || level * x >= 0);
+      const least = Math.min(...allowed.map(distance));
+      // At the bound of two signs the code next to the nearest counts, whatever its distance.
+      const got = distance(map.levels[codes[i] as number] as number);
+      expect(got === least || Math.abs(scaled) < 1e-6, `${x}`).toBe(true);
+    }
   }
 });

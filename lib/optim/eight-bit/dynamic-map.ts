@@ -32,14 +32,34 @@ export function dynamicMap(signed: boolean): Float32Array {
 export interface StateMap {
   readonly levels: Float32Array;
   readonly signed: boolean;
+  /** By the upper 16 bits of a value: a code whose level is not above any value with these bits. */
+  readonly starts: Uint8Array;
 }
 
-const kMaps = [dynamicMap(false), dynamicMap(true)];
+const word = new Uint32Array(1);
+const value = new Float32Array(word.buffer);
 
-export const stateMap = (signed: boolean): StateMap => ({
-  levels: kMaps[signed ? 1 : 0] as Float32Array,
-  signed,
-});
+function mapOf(signed: boolean): StateMap {
+  const levels = dynamicMap(signed);
+  const starts = new Uint8Array(1 << 16);
+  for (let upper = 0; upper < 1 << 16; upper++) {
+    // Of negative values the largest lower bits are the least.
+    word[0] = upper * 65536 + (upper >= 1 << 15 ? 65535 : 0);
+    const least = value[0] as number;
+    let code = 0;
+    while (code < 254 && (levels[code + 1] as number) <= least) code++;
+    starts[upper] = code;
+  }
+  return { levels, signed, starts };
+}
+
+const kMaps = new Map<boolean, StateMap>();
+
+export function stateMap(signed: boolean): StateMap {
+  const found = kMaps.get(signed) ?? mapOf(signed);
+  kMaps.set(signed, found);
+  return found;
+}
 
 /** `values[i] = levels[codes[i]] · absmax[block of i]`, in f32. */
 export function decodeStates(
@@ -49,7 +69,7 @@ export function decodeStates(
   values: Float32Array,
 ): void {
   for (let i = 0; i < values.length; i++) {
-    values[i] = (levels[codes[i] as number] as number) * (absmax[Math.floor(i / kBlock)] as number);
+    values[i] = (levels[codes[i] as number] as number) * (absmax[i >> 8] as number);
   }
 }
 
@@ -59,10 +79,11 @@ export function decodeStates(
  */
 export function encodeStates(
   values: Float32Array,
-  { levels, signed }: StateMap,
+  map: StateMap,
   codes: Uint8Array,
   absmax: Float32Array,
 ): void {
+  const { levels, signed } = map;
   const zero = levels.indexOf(0);
   for (let begin = 0, block = 0; begin < values.length; begin += kBlock, block++) {
     const end = Math.min(begin + kBlock, values.length);
@@ -70,24 +91,21 @@ export function encodeStates(
     for (let i = begin; i < end; i++) largest = Math.max(largest, Math.abs(values[i] as number));
     absmax[block] = largest;
     for (let i = begin; i < end; i++) {
-      const value = values[i] as number;
-      let code = largest === 0 ? zero : nearest(levels, f(value / largest));
+      const state = values[i] as number;
+      let code = largest === 0 ? zero : nearest(map, f(state / largest));
       const level = levels[code] as number;
-      if (signed && value > 0 && level < 0) code++;
-      else if (signed && value < 0 && level >= 0 && code > 0) code--;
+      if (signed && state > 0 && level < 0) code++;
+      else if (signed && state < 0 && level >= 0 && code > 0) code--;
       codes[i] = code;
     }
   }
 }
 
-/** The index of the ascending level nearest to v; a tie takes the lower one. */
-function nearest(levels: Float32Array, v: number): number {
-  let [low, high] = [0, levels.length - 1];
-  while (high - low > 1) {
-    const middle = (low + high) >> 1;
-    if ((levels[middle] as number) <= v) low = middle;
-    else high = middle;
-  }
-  const [below, above] = [levels[low] as number, levels[high] as number];
-  return v - below <= above - v ? low : high;
+/** The code of the level nearest to v, within ±1; a tie takes the lower one. */
+function nearest({ levels, starts }: StateMap, v: number): number {
+  value[0] = v;
+  let low = starts[(word[0] as number) >>> 16] as number;
+  while (low < 254 && (levels[low + 1] as number) <= v) low++;
+  const [below, above] = [levels[low] as number, levels[low + 1] as number];
+  return v - below <= above - v ? low : low + 1;
 }

@@ -4,7 +4,7 @@ import { rowDots, transposed } from '../../linalg/rows.js';
 import { smallSvd } from '../../linalg/small-svd.js';
 import { symmetricEigen } from '../../linalg/symmetric-eigen.js';
 
-/** `a · b` [p, n] of a [p, q] and b [q, n]. */
+/** `a · b` [p, n] of a [p, q] and b [q, n]: rows of b, four at a time. The order of the terms is fixed. */
 export function product(
   a: Float64Array,
   p: number,
@@ -12,7 +12,36 @@ export function product(
   b: Float64Array,
   n: number,
 ): Float64Array {
-  return rowDots(a, p, transposed(b, q, n), n, q);
+  // Long rows of b are added up; for a short b, whose rows would be too many, its columns are multiplied.
+  if (n < q) return rowDots(a, p, transposed(b, q, n), n, q);
+  const out = new Float64Array(p * n);
+  for (let i = 0; i < p; i++) {
+    const row = out.subarray(i * n, (i + 1) * n);
+    let k = 0;
+    for (; k + 4 <= q; k += 4) {
+      const at = i * q + k;
+      const [f0, f1, f2, f3] = a.subarray(at, at + 4) as unknown as [
+        number,
+        number,
+        number,
+        number,
+      ];
+      const [b0, b1, b2, b3] = [k * n, (k + 1) * n, (k + 2) * n, (k + 3) * n];
+      for (let j = 0; j < n; j++) {
+        row[j] =
+          (row[j] as number) +
+          (f0 * (b[b0 + j] as number) + f1 * (b[b1 + j] as number)) +
+          (f2 * (b[b2 + j] as number) + f3 * (b[b3 + j] as number));
+      }
+    }
+    for (; k < q; k++) {
+      const factor = a[i * q + k] as number;
+      for (let j = 0; j < n; j++) {
+        row[j] = (row[j] as number) + factor * (b[k * n + j] as number);
+      }
+    }
+  }
+  return out;
 }
 
 /** The factors of a layer as matrices of few rows: loraA [r, K], and loraB transposed [r, N]. */
