@@ -92,7 +92,8 @@ export function lionRule(
   const [b1, b2, rest1, rest2] = [f(beta1), f(beta2), f(1 - beta1), f(1 - beta2)];
   const [rate, kept] = [f(lr), f(1 - lr * weightDecay)];
   for (let i = 0; i < p.length; i++) {
-    const [gradient, mean] = [g[i], m[i]] as [number, number];
+    const gradient = g[i] as number;
+    const mean = m[i] as number;
     const direction = Math.sign(f(f(mean * b1) + f(gradient * rest1)));
     p[i] = f((p[i] as number) * kept) - f(rate * direction);
     m[i] = f(mean * b2) + f(gradient * rest2);
