@@ -212,6 +212,7 @@ export type { DType } from './core/dtype.js';
 export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { full } from './core/full.js';
+export type { RefusedSetting } from './core/refused-setting.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
 export { cholesky } from './linalg/tensors/cholesky.js';
@@ -229,7 +230,6 @@ export {
   type MergeCall,
   type MergeDefinition,
   type NextRandom,
-  type RefusedSetting,
 } from './merging/definition/definition.js';
 export { mergeMethods } from './merging/merge-methods.js';
 export type { BaseFormat } from './model/base-format.js';
@@ -425,18 +425,27 @@ export { type AdamWStepOptions, adamwStep, globalNorm } from './ops/optimizer-st
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
-export { type AdamwSettings, adamw } from './optim/adamw.js';
-export {
-  type AnyOptimizer,
-  type CapturedRate,
-  defineOptimizer,
-  type OptimizerDefinition,
-  type OptimizerStep,
-  type ParameterGroup,
-  type ParameterRole,
-  type ParameterUpdate,
-  type TrainedParameter,
-} from './optim/optimizer.js';
+/** Every optimiser that comes with the library, by name: docs/optimizers.md. */
+export * as optimizers from './optim/all.js';
+export { defineOptimizer } from './optim/definition/define.js';
+export type {
+  AnyOptimizer,
+  CapturedRate,
+  HostPair,
+  HostUpdate,
+  OptimizerDefinition,
+  OptimizerExtension,
+  OptimizerStep,
+  OptimizerTraits,
+  PairedParameters,
+  ParameterGroup,
+  ParameterRole,
+  ParameterUpdate,
+  StateShape,
+  TrainedParameter,
+} from './optim/definition/definition.js';
+export { type AdamwSettings, adamw } from './optim/elementwise/adamw.js';
+export { optimizerList } from './optim/optimizers.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
 /** Every start of adapters that comes with the library, by name: docs/starts.md. */

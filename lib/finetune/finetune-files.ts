@@ -48,6 +48,8 @@ export interface FinetuneOptions {
   readonly initFile?: string;
   /** Passes that a start from inputs or gradients sees. */
   readonly initBatches?: number;
+  /** The file of the optimiser in `train`, if it is not part of the library. */
+  readonly optimizerFile?: string;
   readonly train: TrainOptions;
   /** Steps between evaluations on the held-out text; 0 evaluates only before and after. */
   readonly evalEvery: number;

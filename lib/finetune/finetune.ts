@@ -216,6 +216,7 @@ class FinetuneRun {
     this.state = state;
     const { seconds, steps } = await this.train(trainer, state, history);
     observer.phase?.('writing');
+    trainer.trainer.showEvaluated();
     try {
       await writeAdapter(options, trainer.adapters);
     } catch (error) {

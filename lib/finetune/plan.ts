@@ -28,8 +28,12 @@ export interface RunPlan {
 }
 
 function sizeOf({ train, seqLen, format }: FinetuneOptions, parameters: number): RunSize {
-  const { batch, dtype, recompute } = train;
-  return { batch, seqLen, dtype, recompute, format, parameters };
+  const { batch, dtype, recompute, optimizer, optimizerSettings } = train;
+  return {
+    ...{ batch, seqLen, dtype, recompute, format, parameters },
+    ...(optimizer === undefined ? {} : { optimizer }),
+    ...(optimizerSettings === undefined ? {} : { optimizerSettings }),
+  };
 }
 
 /**

@@ -3,8 +3,10 @@
 import { createHash } from 'node:crypto';
 import { readSmallFile } from '../checkpoint/files/file-access.js';
 import type { DecoderConfig } from '../model/config/decoder-config.js';
+import { adamw } from '../optim/elementwise/adamw.js';
 import { needsData } from '../starts/starter.js';
 import type { AdapterConfig } from '../train/adapter-set.js';
+import type { TrainOptions } from '../train/model-trainer.js';
 import type { FinetuneOptions } from './finetune-files.js';
 import type { RunIdentity } from './run-state.js';
 import { kInitBatches } from './start.js';
@@ -21,7 +23,7 @@ export interface RunInputs {
   readonly text: string;
 }
 
-/** The file of a method or a start that is not part of the library. Its imports are not checked. */
+/** The file of a method, a start or an optimiser that is not part of the library. Its imports are not checked. */
 function ownFile(option: string, file: string | undefined): RunIdentity {
   if (file === undefined) return {};
   const bytes = readSmallFile(kOp, file, kMaxMethodBytes);
@@ -102,6 +104,7 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     separator,
     ...ownFile('--adapter', options.adapterFile),
     ...startFields(options),
+    ...ownFile('--optimizer', options.optimizerFile),
     format: format.format,
     blocksize: format.blocksize ?? 0,
     'double-quant': format.doubleQuant ?? false,
@@ -115,6 +118,7 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     lr: train.lr,
     warmup: train.warmup,
     'weight-decay': train.weightDecay,
+    ...optimizerFields(train),
     clip: train.clip,
     seed: train.seed,
     dtype: train.dtype,
@@ -129,4 +133,16 @@ function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
   return Object.fromEntries(
     known.flatMap(([name, value]) => (value === undefined ? [] : [[names[name] ?? name, value]])),
   );
+}
+
+/** The optimiser with its settings. */
+function optimizerFields({ optimizer = adamw, optimizerSettings }: TrainOptions): RunIdentity {
+  const settings = optimizerSettings ?? {};
+  const all = { ...(optimizer.defaults as object), ...settings } as RunIdentity;
+  return {
+    optimizer: optimizer.optimizer,
+    ...Object.fromEntries(
+      Object.entries(all).map(([name, value]) => [`optimizer ${name}`, value] as const),
+    ),
+  };
 }

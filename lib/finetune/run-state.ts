@@ -1,7 +1,6 @@
 /**
- * The state of an unfinished run in one safetensors file: adapters, both moments of the optimiser,
- * the loss history, and the identity of the run, so that it is never continued with different
- * inputs.
+ * The state of an unfinished run in one safetensors file: adapters, the states of the optimiser, the loss history, and the
+ * identity of the run, so that it is never continued with different inputs.
  */
 
 import fs from 'node:fs';
@@ -11,12 +10,11 @@ import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
-import type { Tensor } from '../core/tensor.js';
 import { showShape } from '../core/validate.js';
 import type { ModelTrainer } from '../train/model-trainer.js';
 
 const kFormat = 'lowrank-finetune-state';
-const kVersion = '3';
+const kVersion = '4';
 
 type Setting = string | number | boolean;
 /** Everything that affects the numbers of a run, under names that a user knows. */
@@ -30,22 +28,12 @@ export interface LossHistory {
   readonly heldOut: { readonly step: number; readonly loss: number }[];
 }
 
-/** The tensors of a trainer by their names in the file: `values/NAME`, and `STATE/NAME` for the optimiser's. */
-function tensorsOf({ trainer }: ModelTrainer): Map<string, Tensor> {
-  const { parameters, state } = trainer;
-  return new Map(
-    parameters.flatMap(({ name, tensor }) => [
-      [`values/${name}`, tensor] as const,
-      ...Object.entries(state.get(name) ?? {}).map(
-        ([part, own]) => [`${part}/${name}`, own] as const,
-      ),
-    ]),
-  );
-}
-
 /** What the tensors of a state take in a file. */
-export function stateBytes(trainer: ModelTrainer): number {
-  return [...tensorsOf(trainer).values()].reduce((sum, { size }) => sum + 4 * size, 0);
+export function stateBytes({ trainer }: ModelTrainer): number {
+  return trainer.stored.reduce((sum, { shape, dtype }) => {
+    const size = shape.reduce((a, b) => a * b, 1);
+    return sum + (dtype === 'F32' ? 4 * size : size);
+  }, 0);
 }
 
 /**
@@ -63,9 +51,9 @@ export function saveRunState(
     shape: [data.length],
     data,
   });
-  const tensors = [...tensorsOf(trainer)].map(([name, tensor]): [string, RawTensor] => [
-    name,
-    { dtype: 'F32', shape: tensor.shape, data: tensor.readSync() },
+  const tensors = trainer.trainer.stored.map((own): [string, RawTensor] => [
+    own.name,
+    { dtype: own.dtype, shape: own.shape, data: own.read() },
   ]);
   writeSafetensors(
     file,
@@ -79,6 +67,7 @@ export function saveRunState(
       format: kFormat,
       version: kVersion,
       step: String(trainer.step),
+      optimizer: trainer.trainer.optimizer.optimizer,
       identity: JSON.stringify(identity),
     },
   );
@@ -112,6 +101,13 @@ export function restoreRunState(
       text('format') === kFormat ? `version ${printable(text('version'))}` : 'another file';
     refuse(`must be a ${kFormat} of version ${kVersion}, got ${other}`);
   }
+  const { optimizer } = trainer.trainer.optimizer;
+  if (text('optimizer') !== optimizer) {
+    refuse(
+      `must have the state of the optimizer ${optimizer}, got that of ${printable(text('optimizer'))}. ` +
+        'Name that one with --optimizer to go on with it, or run without --resume to start anew',
+    );
+  }
   const difference = firstDifference(identity, parseIdentity(op, file, text('identity')));
   if (difference !== undefined) {
     refuse(
@@ -127,7 +123,7 @@ export function restoreRunState(
   const step = count('step');
   const { steps } = trainer.options;
   if (step > steps) refuse(`must be at most at step ${steps}, got step ${step}`);
-  const read = (name: string, dtype: 'F32' | 'F64', shape?: readonly number[]) => {
+  const read = (name: string, dtype: 'F32' | 'F64' | 'U8', shape?: readonly number[]) => {
     const tensor = state.info(name) === undefined ? undefined : state.read(name);
     if (tensor === undefined || tensor.dtype !== dtype) {
       return refuse(`must hold ${printable(name)} in ${dtype}, got something else`);
@@ -137,25 +133,25 @@ export function restoreRunState(
       const expected = shape === undefined ? 'a vector' : showShape(shape);
       refuse(`must hold ${printable(name)} as ${expected}, got ${own}`);
     }
-    const data = tensor.data as Float32Array | Float64Array;
+    const data = tensor.data as Float32Array | Float64Array | Uint8Array;
     if (!data.every(Number.isFinite)) refuse('holds values that are not finite');
     return data;
   };
-  const found = [...tensorsOf(trainer)].map(
-    ([name, tensor]) => [name, tensor, read(name, 'F32', tensor.shape) as Float32Array] as const,
-  );
+  const found = trainer.trainer.stored.map((own) => ({
+    own,
+    values: read(own.name, own.dtype, own.shape) as Float32Array | Uint8Array,
+  }));
   const train = read('train_loss', 'F64', [step]);
   const heldOutStep = read('held_out_step', 'F64');
   const heldOutLoss = read('held_out_loss', 'F64', [heldOutStep.length]);
-  const [, , negative] =
-    found.find(([name, , values]) => name.startsWith('v/') && values.some((value) => value < 0)) ??
-    [];
-  if (negative !== undefined) {
-    refuse(`must have no v below 0, got ${negative.find((value) => value < 0)}`);
+  for (const { own, values } of found) {
+    const negative = own.notNegative ? values.find((value) => value < 0) : undefined;
+    if (negative === undefined) continue;
+    refuse(`must have no ${own.name.split('/', 1)[0]} below 0, got ${negative}`);
   }
   const late = heldOutStep.find((at) => !(Number.isInteger(at) && at >= 0 && at <= step));
   if (late !== undefined) refuse(`must have held-out steps from 0 to ${step}, got ${late}`);
-  for (const [, tensor, values] of found) tensor.write(values);
+  for (const { own, values } of found) own.write(values);
   trainer.trainer.resumeAt(step);
   return {
     train: Array.from(train),

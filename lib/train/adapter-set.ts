@@ -3,7 +3,7 @@
 import type { Adapter } from '../adapters/definition/adapter.js';
 import { type SharingLayer, sharedOf, shareKey } from '../adapters/definition/sharing.js';
 import { adapterMethods } from '../adapters/methods/adapter-methods.js';
-import type { AlphaConfig } from '../adapters/parts/scaling.js';
+import { type AlphaConfig, scalingOf } from '../adapters/parts/scaling.js';
 import type { Device } from '../core/device.js';
 import { fail } from '../core/errors.js';
 import { hash32 } from '../core/random.js';
@@ -18,7 +18,7 @@ import {
 } from '../model/decoder-tensors.js';
 import { expertsOf, type LinearWeights, linearsOf } from '../model/decoder-weights.js';
 import { ExpertsLora, expertsName, expertsTarget } from '../model/expert-adapters.js';
-import type { ParameterRole, TrainedParameter } from '../optim/optimizer.js';
+import type { ParameterRole, TrainedParameter } from '../optim/definition/definition.js';
 import type { AnyStart } from '../starts/definition/definition.js';
 
 /** A method for adapting layers: one of the library, or a user's. */
@@ -53,8 +53,12 @@ export interface AdaptedLayer {
   readonly adapter: Adapter;
 }
 
-/** The factors of a low-rank update; another trained tensor is neither. */
-const kRoles: Readonly<Record<string, ParameterRole>> = { loraA: 'down', loraB: 'up' };
+/** The factors of a low-rank update and its bias; another trained tensor is none of them. */
+const kRoles: Readonly<Record<string, ParameterRole>> = {
+  loraA: 'down',
+  loraB: 'up',
+  loraBias: 'bias',
+};
 
 /**
  * New adapters of a decoder's linear layers, with the initial values of their method.
@@ -207,11 +211,19 @@ function parametersOf(
       else {
         const views: Tensor[] = [];
         const role = kRoles[name] ?? 'other';
-        found.set(key, { parameter: { name: own, role, tensor, views }, views });
+        const layer = layerOf(place.module, adapter);
+        found.set(key, { parameter: { name: own, role, tensor, views, ...layer }, views });
       }
     }
   }
   return [...found.values()].map(({ parameter }) => parameter);
+}
+
+/** What optimisers of pairs know of a layer: its name, and the scaling of its low-rank update. */
+function layerOf(module: string, { config }: Adapter): Pick<TrainedParameter, 'layer' | 'scaling'> {
+  const own = config as Partial<AlphaConfig>;
+  const known = own.r !== undefined && own.loraAlpha !== undefined;
+  return { layer: module, ...(known ? { scaling: scalingOf(own as AlphaConfig) } : {}) };
 }
 
 /** The key of a tensor that layers share, or undefined. */

@@ -12,6 +12,10 @@ import {
   tensorShapes,
 } from '../model/decoder-tensors.js';
 import type { ModelFiles } from '../model/model-files.js';
+import type { AnyOptimizer } from '../optim/definition/definition.js';
+import { optimizerSettings as optimizerSettingsOf } from '../optim/definition/settings.js';
+import { adamw } from '../optim/elementwise/adamw.js';
+import { stateBytesEach } from '../optim/run/state-bytes.js';
 
 /** The settings of a run that decide its memory. */
 export interface RunSize {
@@ -24,6 +28,10 @@ export interface RunSize {
   readonly format: BaseFormat;
   /** Number of trained values. */
   readonly parameters: number;
+  /** Default `adamw`. */
+  readonly optimizer?: AnyOptimizer;
+  /** Settings of the optimiser that differ from its defaults. */
+  readonly optimizerSettings?: Readonly<Record<string, unknown>>;
 }
 
 /** Bytes of the parts of a run. */
@@ -32,7 +40,7 @@ export interface RunMemory {
   readonly base: number;
   /** Trained values in f32. */
   readonly adapters: number;
-  /** Gradients and two moments of each trained value, in f32. */
+  /** Gradients in f32, and the states of the optimiser: two moments in f32 for AdamW. */
   readonly optimizer: number;
   /** What the forward pass keeps for the backward pass. */
   readonly activations: number;
@@ -66,10 +74,13 @@ export function memoryOfRun(model: ModelFiles, size: RunSize): RunMemory {
     : blocks.reduce((sum, block) => sum + block.kept, 0);
   const loss = tokens * (2 * stream + 4 * Math.min(kLossRows, config.vocabSize));
   const backward = tokens * Math.max(...blocks.map((block) => block.backward));
+  const { optimizer = adamw, optimizerSettings } = size;
+  const settings = optimizerSettingsOf('memoryOfRun', optimizer, optimizerSettings);
+  const states = stateBytesEach(optimizer, settings, config.hiddenSize);
   const parts = {
     base: baseBytes(model, size.format),
     adapters: 4 * parameters,
-    optimizer: 12 * parameters,
+    optimizer: (4 + states) * parameters,
     activations: tokens * kept,
     work: backward + loss + kWaiting,
   };

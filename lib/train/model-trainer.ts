@@ -14,6 +14,7 @@ import type { Tensor } from '../core/tensor.js';
 import type { Decoder } from '../model/decoder.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { Indices } from '../ops/model/indices.js';
+import type { AnyOptimizer } from '../optim/definition/definition.js';
 import type { SequenceSet, TextData } from '../text/text-data.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
@@ -35,6 +36,10 @@ export interface TrainOptions {
   /** Maximum global norm of the gradient. */
   readonly clip: number;
   readonly seed: number;
+  /** Default `adamw`. */
+  readonly optimizer?: AnyOptimizer;
+  /** Settings of the optimiser that differ from its defaults. */
+  readonly optimizerSettings?: Readonly<Record<string, unknown>>;
   /** Of the activations. */
   readonly dtype: DType;
   /** Do blocks run again in the backward pass? */
@@ -82,14 +87,22 @@ export class ModelTrainer implements Disposable {
     readonly data: TextData,
     readonly options: TrainOptions,
   ) {
-    const { weightDecay, clip, seed } = options;
-    this.trainer = new Trainer(adapters.parameters, { weightDecay, clip, seed });
+    const { weightDecay, clip, seed, optimizer, optimizerSettings } = options;
+    this.trainer = new Trainer(adapters.parameters, {
+      weightDecay,
+      clip,
+      seed,
+      ...(optimizer === undefined ? {} : { optimizer }),
+      ...(optimizerSettings === undefined ? {} : { settings: optimizerSettings }),
+    });
     const { method, definition } = adapters.config.method;
     if (options.capture === false) this.#notCaptured = 'capture is false';
     else if (!decoder.weights.device.startsWith('cuda')) {
       this.#notCaptured = `${decoder.weights.device} is no CUDA device`;
     } else if (definition.indexesFollowValues === true) {
       this.#notCaptured = `the host draws tables of ${method} from its values in each step`;
+    } else if (this.trainer.optimizer.capturable !== true) {
+      this.#notCaptured = `the optimizer ${this.trainer.optimizer.optimizer} runs on the host`;
     }
   }
 
@@ -110,7 +123,8 @@ export class ModelTrainer implements Disposable {
   async train(): Promise<StepResult> {
     const { steps, accumulate, batch, lr, warmup } = this.options;
     this.adapters.refresh();
-    const rate = learningRate(this.step, lr, warmup, steps);
+    const constant = this.trainer.optimizer.schedule === 'constant';
+    const rate = learningRate(this.step, lr, warmup, steps, constant);
     const queued = this.#queue(rate);
     const { loss, gradientNorm } = await queued.read();
     const number = Number.isFinite(loss) ? gradientNorm : loss;
@@ -270,6 +284,19 @@ export class ModelTrainer implements Disposable {
     set: SequenceSet,
     adapted = true,
     onBatch: (done: number, total: number) => void | Promise<void> = () => {},
+  ): Promise<number> {
+    this.trainer.showEvaluated();
+    try {
+      return await this.#evaluate(set, adapted, onBatch);
+    } finally {
+      this.trainer.showTrained();
+    }
+  }
+
+  async #evaluate(
+    set: SequenceSet,
+    adapted: boolean,
+    onBatch: (done: number, total: number) => void | Promise<void>,
   ): Promise<number> {
     const { batch, dtype } = this.options;
     if (adapted) this.adapters.refresh();

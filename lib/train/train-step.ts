@@ -2,7 +2,7 @@
 
 import type { DeviceSeed } from '../core/device-seed.js';
 import type { Tensor } from '../core/tensor.js';
-import type { CapturedRate } from '../optim/optimizer.js';
+import type { CapturedRate } from '../optim/definition/definition.js';
 
 /** A step that was queued. */
 export interface TrainStep {

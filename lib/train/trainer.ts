@@ -6,13 +6,15 @@ import type { DeviceSeed } from '../core/device-seed.js';
 import { fail, markClass, wrongType } from '../core/errors.js';
 import { full } from '../core/full.js';
 import { hash32 } from '../core/random.js';
-import { outsideScopes, scope, track } from '../core/scope.js';
+import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkFinite, checkInteger, ownFields, readOptions } from '../core/validate.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { globalNorm } from '../ops/optimizer-step.js';
-import { adamw } from '../optim/adamw.js';
-import type { AnyOptimizer, ParameterUpdate, TrainedParameter } from '../optim/optimizer.js';
+import type { AnyOptimizer, TrainedParameter } from '../optim/definition/definition.js';
+import { optimizerSettings } from '../optim/definition/settings.js';
+import { adamw } from '../optim/elementwise/adamw.js';
+import { OptimizerRun, type StoredState } from '../optim/run/optimizer-run.js';
 import { CapturedTraining, type CaptureStepOptions } from './captured-training.js';
 import {
   freeStep,
@@ -61,13 +63,10 @@ export interface PassResult {
 /** A forward pass on a tape. */
 export type TrainPass = (tape: ModelTape, place: PassPlace) => Value | PassResult;
 
-/** A parameter with what the optimiser keeps of it. */
+/** A parameter, and the tensors over its memory. */
 interface Entry {
   readonly parameter: TrainedParameter;
   readonly views: readonly Tensor[];
-  readonly state: Readonly<Record<string, Tensor>>;
-  readonly rate: number;
-  readonly weightDecay: number;
 }
 
 /**
@@ -80,12 +79,13 @@ interface Entry {
  */
 export class Trainer implements Disposable {
   readonly #entries: readonly Entry[];
-  readonly #optimizer: AnyOptimizer;
-  readonly #settings: object;
+  readonly #optimizer: OptimizerRun;
   readonly #lr: number;
   readonly #clip: number | undefined;
   readonly #seed: number;
   #steps = 0;
+  /** The trained values, while the parameters hold those that are evaluated. */
+  #trained: readonly Float32Array[] | undefined;
 
   /**
    * @param parameters at least one, on one device, with distinct names
@@ -103,30 +103,17 @@ export class Trainer implements Disposable {
     });
     const { optimizer = adamw, weightDecay = 0, lr = 1e-3, clip, seed = 1 } = given;
     checkParameters(op, parameters);
-    this.#optimizer = optimizer;
-    this.#settings = readSettings(op, optimizer, given.settings);
+    const settings = optimizerSettings(op, optimizer, given.settings);
     this.#lr = notNegative(op, 'lr', lr);
     this.#clip = clip === undefined ? undefined : checkFinite(op, 'clip', clip);
     if (clip !== undefined && clip <= 0) fail('ERR_VALUE', op, 'clip', 'above 0', String(clip));
     this.#seed = checkInteger(op, 'seed', seed, 0, Number.MAX_SAFE_INTEGER);
     const decay = notNegative(op, 'weightDecay', weightDecay);
-    this.#entries = outsideScopes(() =>
-      parameters.map((parameter): Entry => {
-        const group = optimizer.group?.(parameter, this.#settings) ?? {};
-        const shapes = optimizer.state(parameter, this.#settings);
-        const { device } = parameter.tensor;
-        const state = Object.entries(shapes as Record<string, readonly number[]>).map(
-          ([name, shape]) => [name, Tensor.zeros(shape, { device })] as const,
-        );
-        return {
-          parameter,
-          views: [parameter.tensor, ...(parameter.views ?? [])],
-          state: Object.fromEntries(state),
-          rate: group.rate ?? 1,
-          weightDecay: group.weightDecay ?? decay,
-        };
-      }),
-    );
+    this.#optimizer = new OptimizerRun(op, optimizer, settings, parameters, decay);
+    this.#entries = parameters.map((parameter) => ({
+      parameter,
+      views: [parameter.tensor, ...(parameter.views ?? [])],
+    }));
     track(this);
   }
 
@@ -140,9 +127,53 @@ export class Trainer implements Disposable {
     return this.#entries.map(({ parameter }) => parameter);
   }
 
-  /** The optimiser's tensors of each parameter, by its name, for checkpoints. */
+  /** The optimiser. */
+  get optimizer(): AnyOptimizer {
+    return this.#optimizer.optimizer;
+  }
+
+  /** The optimiser's tensors of each parameter, by its name. */
   get state(): ReadonlyMap<string, Readonly<Record<string, Tensor>>> {
-    return new Map(this.#entries.map(({ parameter, state }) => [parameter.name, state]));
+    return this.#optimizer.tensors;
+  }
+
+  /** @internal What a checkpoint has: the trained values as `values/NAME`, and the states as `m/NAME`. */
+  get stored(): readonly StoredState[] {
+    return [
+      ...this.#entries.map(({ parameter: { name, tensor } }, i) => ({
+        name: `values/${name}`,
+        shape: tensor.shape,
+        notNegative: false,
+        dtype: 'F32' as const,
+        read: () => this.#trained?.[i] ?? tensor.readSync(),
+        write: (values: Float32Array | Uint8Array) => tensor.write(values as Float32Array),
+      })),
+      ...this.#optimizer.stored,
+    ];
+  }
+
+  /**
+   * Writes into the parameters what is evaluated and saved, until {@link Trainer.showTrained}. Only schedule-free optimisers
+   * train other values.
+   */
+  showEvaluated(): void {
+    if (this.#trained !== undefined) return;
+    const shown = this.#optimizer.evaluated(this.#steps);
+    if (shown === undefined) return;
+    this.#trained = this.#entries.map(({ parameter }) => parameter.tensor.readSync());
+    for (const [i, { parameter }] of this.#entries.entries()) {
+      parameter.tensor.write(shown[i] as Float32Array);
+    }
+  }
+
+  /** Writes the trained values back, with their bits. */
+  showTrained(): void {
+    const trained = this.#trained;
+    this.#trained = undefined;
+    if (trained === undefined) return;
+    for (const [i, { parameter }] of this.#entries.entries()) {
+      parameter.tensor.write(trained[i] as Float32Array);
+    }
   }
 
   /**
@@ -161,6 +192,7 @@ export class Trainer implements Disposable {
   step(passes: TrainPass | readonly TrainPass[], options?: { readonly lr?: number }): TrainStep {
     const op = 'Trainer.step';
     const lr = notNegative(op, 'lr', readOptions(op, options, { lr: true }).lr ?? this.#lr);
+    this.showTrained();
     const made = this.#update(op, passes, lr, undefined);
     this.#steps++;
     const read = async () => {
@@ -191,7 +223,7 @@ export class Trainer implements Disposable {
     options?: CaptureStepOptions,
   ): CapturedTraining {
     const op = 'Trainer.capture';
-    const { optimizer, capturable } = this.#optimizer;
+    const { optimizer, capturable } = this.#optimizer.optimizer;
     if (capturable !== true) {
       fail('ERR_UNSUPPORTED', op, 'the optimiser', 'capturable', `"${optimizer}"`);
     }
@@ -225,25 +257,18 @@ export class Trainer implements Disposable {
   ): StepNumbers {
     return scope(() => {
       const { gradients, loss } = this.#backward(op, passes, inputs);
-      const updates = this.#entries.flatMap((entry, i): ParameterUpdate[] => {
-        const gradient = gradients[i];
-        return gradient === undefined ? [] : [{ ...entry, gradient }];
-      });
       const gradientNorm = normOf(
-        updates.map(({ gradient }) => gradient),
+        gradients.filter((gradient) => gradient !== undefined),
         loss,
       );
-      if (updates.length > 0) {
-        this.#optimizer.step({
-          updates,
-          settings: this.#settings,
-          step: this.#steps + 1,
-          lr,
-          captured: inputs,
-          norm: gradientNorm,
-          maxNorm: this.#clip,
-        });
-      }
+      this.#optimizer.step({
+        gradients,
+        norm: gradientNorm,
+        maxNorm: this.#clip,
+        lr,
+        step: this.#steps + 1,
+        captured: inputs,
+      });
       return { loss, gradientNorm };
     });
   }
@@ -288,8 +313,8 @@ export class Trainer implements Disposable {
     const { size, device } = loss.tensor;
     if (size !== 1)
       fail('ERR_SHAPE', op, 'the loss of a pass', '[1]', `[${loss.shape.join(', ')}]`);
-    const values = this.#entries.map(({ views }) =>
-      views.flatMap((view) => tape.variables.get(view) ?? []),
+    const values = this.#entries.map(({ views }, i) =>
+      this.#optimizer.isFrozen(i) ? [] : views.flatMap((view) => tape.variables.get(view) ?? []),
     );
     const one = full(loss.shape, 1, { device });
     const found = [...tape.gradients(op, loss, one, values.flat(), { release: true })];
@@ -301,16 +326,14 @@ export class Trainer implements Disposable {
     for (const [tensor, more] of added) {
       const i = at.get(tensor);
       if (i === undefined) fail('ERR_VALUE', op, 'added', 'by trained tensors', 'another tensor');
-      gradients[i] = addUp([gradients[i], more]);
+      if (!this.#optimizer.isFrozen(i)) gradients[i] = addUp([gradients[i], more]);
     }
     return [loss.tensor.reshape([1]), ...gradients];
   }
 
   /** Frees the optimiser's state; the parameters are the caller's. Twice is a no-op. */
   dispose(): void {
-    for (const { state } of this.#entries) {
-      for (const tensor of Object.values(state)) tensor.dispose();
-    }
+    this.#optimizer.dispose();
   }
 
   [Symbol.dispose](): void {
@@ -361,18 +384,4 @@ function checkParameters(op: string, parameters: unknown): void {
       fail('ERR_DEVICE', op, name, first.tensor.device, tensor.device);
     }
   }
-}
-
-/** The optimiser's settings over its defaults: of the same names and types. */
-function readSettings(op: string, { optimizer, defaults }: AnyOptimizer, given: unknown): object {
-  const own = ownFields<object>(op, given ?? {}) as Record<string, unknown>;
-  for (const [name, value] of Object.entries(own)) {
-    const standard = (defaults as Record<string, unknown>)[name];
-    if (standard === undefined) {
-      const known = Object.keys(defaults as object).join(', ') || 'none';
-      fail('ERR_VALUE', op, 'settings', `those of ${optimizer} (${known})`, `"${name}"`);
-    }
-    if (typeof value !== typeof standard) throw wrongType(op, name, `a ${typeof standard}`, value);
-  }
-  return Object.freeze({ ...(defaults as object), ...own });
 }

@@ -38,12 +38,12 @@ const lines: Line[] = text
 const methods = new Map(
   lowrank.adapterMethods.map(({ method, definition }) => [method, definition]),
 );
-/** Words of the API that are no exports: operands, ways to merge, and starts. */
+/** Words of the API that are no exports: operands, commands, ways to merge, starts, and optimisers. */
 const WORDS = new Set([
-  'needs',
-  'dx',
+  ...['needs', 'dx', 'finetune'],
   ...lowrank.mergeMethods.map(({ merge }) => merge),
   ...lowrank.startMethods.map(({ start }) => start),
+  ...lowrank.optimizerList.map(({ optimizer }) => optimizer),
 ]);
 
 describe('the table of docs/adapters.md', () => {

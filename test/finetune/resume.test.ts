@@ -144,7 +144,7 @@ describe('resuming', () => {
     for (const [parts, texts, message] of [
       [{}, { step: '1e0' }, /count as step, got "1e0"/],
       [{}, { step: '9' }, /at most at step 8, got step 9/],
-      [{}, { version: '2' }, /of version 3, got version "2"/],
+      [{}, { version: '3' }, /of version 4, got version "3"/],
       [{ [name]: { dtype: 'F32', shape, data: below } }, {}, /no v below 0, got -1/],
       [
         { [name]: { dtype: 'F32', shape: [below.length], data: below } },

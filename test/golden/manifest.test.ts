@@ -19,7 +19,7 @@ const GROUPS = {
   tuners: 59,
   routing: 6,
   rng: 1,
-  optim: 4,
+  optim: 30,
   trajectory: 5,
   merging: 23,
   inits: 20,

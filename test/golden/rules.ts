@@ -207,6 +207,10 @@ export function checkRule(
       break;
     case 'nibbles':
     case 'u8':
+      if (rule.maxDiff !== undefined && rule.mask === undefined) {
+        checkInt8(golden, rule, mine);
+        break;
+      }
       if (context === undefined || !('count' in context)) {
         throw new Error(`${golden.id}: ${rule.tensor} needs a codebook`);
       }

@@ -1,6 +1,12 @@
 /** What a run is said to take, beside what it takes. */
 import { describe, expect, it } from 'vitest';
-import { flushSync, memoryUsage, openHfModel, resetPeakMemory } from '../../lib/index.js';
+import {
+  flushSync,
+  memoryUsage,
+  openHfModel,
+  optimizerList,
+  resetPeakMemory,
+} from '../../lib/index.js';
 import { fittingChange, memoryOfRun, type RunSize } from '../../lib/train/memory.js';
 import { temporaryFolder, tinyTrainer } from '../finetune/setup.js';
 import { writeTinyCheckpoint } from '../finetune/tiny-checkpoint.js';
@@ -42,6 +48,26 @@ describe('the memory of a run', () => {
       tiny.dispose();
     },
   );
+
+  it.each<[string, object, number]>([
+    ['adamw', {}, 8],
+    ['adam', { amsgrad: true }, 12],
+    ['lion', {}, 4],
+    ['lora-fa', {}, 4],
+    ['lora-plus', {}, 8],
+    ['adamw-8bit', { minSize: 0 }, 2 + 8 / 256],
+    // Both moments of [64, 64] for 2 · 8 · 64 trained values.
+    ['lora-pro-full', {}, (8 * 64 * 64) / (2 * 8 * 64)],
+  ])('has the states of the optimiser: %s', (name, settings, bytes) => {
+    const folder = temporaryFolder();
+    writeTinyCheckpoint(folder, checkpoint);
+    const optimizer = optimizerList.find((each) => each.optimizer === name) as never;
+    const planned = memoryOfRun(openHfModel(folder), {
+      ...size,
+      ...{ optimizer, optimizerSettings: settings as Record<string, unknown> },
+    });
+    expect(planned.optimizer).toBeCloseTo((4 + bytes) * size.parameters, 6);
+  });
 
   it('names the options that make it fit', () => {
     const folder = temporaryFolder();

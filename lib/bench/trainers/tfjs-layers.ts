@@ -101,11 +101,7 @@ async function run(backend: 'wasm' | 'cpu', size: Size, trained: Trained, plan: 
 /** The import, `applyLora()`, and `compile()` again. */
 const kAdaptedLines = 3;
 
-function adaptedCase(
-  backend: 'wasm' | 'cpu',
-  size: Size,
-  format: 'nf4' | undefined,
-): TrainerCase {
+function adaptedCase(backend: 'wasm' | 'cpu', size: Size, format: 'nf4' | undefined): TrainerCase {
   const { width, rows } = size;
   const base = `${format ?? 'dense'} base`;
   return {

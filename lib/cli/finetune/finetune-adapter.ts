@@ -3,11 +3,14 @@
 import { loadMethod } from '../../adapters/definition/load-method.js';
 import { adapterMethods } from '../../adapters/methods/adapter-methods.js';
 import type { LowrankError } from '../../core/errors.js';
+import type { AnyOptimizer } from '../../optim/definition/definition.js';
+import type { AnyStart } from '../../starts/definition/definition.js';
 import { loadStart } from '../../starts/definition/load-start.js';
 import { startNamed } from '../../starts/start-methods.js';
 import { type AdapterStart, methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
 import type { Arguments } from '../command/arguments.js';
 import { readSetting, settingName } from '../command/setting.js';
+import { type ChosenOptimizer, readOptimizer } from './finetune-optimizer.js';
 
 const kOp = 'finetune';
 
@@ -24,39 +27,52 @@ export interface ChosenMethod {
 }
 
 /**
- * The methods of `--adapter`: one, or several separated by commas.
+ * The methods of `--adapter`: one, or several separated by commas; and the optimiser, as `--set` has settings of both.
  * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
  */
-export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ...ChosenMethod[]]> {
-  const start = await readStart(parsed);
-  const standard = start?.chosen.start.adapters?.[0] ?? 'lora';
+export async function readAdapters(parsed: Arguments): Promise<{
+  readonly adapters: [ChosenMethod, ...ChosenMethod[]];
+  readonly optimizer: ChosenOptimizer;
+}> {
+  const init = await readStart(parsed);
+  const standard = init?.start.adapters?.[0] ?? 'lora';
   const names = (parsed.text('adapter') ?? standard).split(',').map((name) => name.trim());
-  const chosen: ChosenMethod[] = [];
+  const methods: { name: string; own: boolean; method: TrainedMethod }[] = [];
   for (const name of names) {
     const own = /[./\\]/.test(name);
     const method = own ? await loadMethod(kOp, name) : methodNamed(kOp, name);
     if (own) requireOwnName(parsed, method);
     if ((method.definition.inputs ?? []).length > 0) throw refuseInputs(parsed, method);
-    const settings = settingsOf(parsed, method, names.length === 1, start?.chosen);
-    chosen.push({
-      method,
-      settings,
-      ...(own ? { file: name } : {}),
-      ...(start === undefined ? {} : { start: start.chosen }),
-      ...(start?.file === undefined ? {} : { startFile: start.file }),
-    });
+    methods.push({ name, own, method });
   }
+  const known = [
+    ...methods.map(({ method }) => method.definition),
+    init?.start ?? { defaults: {} },
+  ];
+  const settingNames = known.flatMap(({ defaults }) => Object.keys(defaults));
+  const { others, ...optimizer } = await readOptimizer(parsed, new Set(settingNames));
+  const start = init === undefined ? undefined : startSettings(parsed, init.start, others);
+  const chosen = methods.map(({ name, own, method }): ChosenMethod => {
+    const alone = names.length === 1;
+    return {
+      method,
+      settings: settingsOf(parsed, method, alone, others, optimizer.optimizer, init?.start),
+      ...(own ? { file: name } : {}),
+      ...(start === undefined ? {} : { start }),
+      ...(init?.file === undefined ? {} : { startFile: init.file }),
+    };
+  });
   const named = chosen.map(({ method }) => method.method);
   const twice = chosen.find(({ method }, i) => named.indexOf(method.method) < i);
   if (twice !== undefined)
     throw parsed.refuse('adapter', 'methods with distinct names', twice.method.method);
-  return chosen as [ChosenMethod, ...ChosenMethod[]];
+  return { adapters: chosen as [ChosenMethod, ...ChosenMethod[]], optimizer };
 }
 
-/** The start of `--init`, with those of `--set` that are its settings. */
+/** The start of `--init`, and the file that it comes from, if any. */
 async function readStart(
   parsed: Arguments,
-): Promise<{ readonly chosen: AdapterStart; readonly file?: string } | undefined> {
+): Promise<{ readonly start: AnyStart; readonly file?: string } | undefined> {
   const name = parsed.text('init');
   if (name === undefined) {
     const given = parsed.text('init-batches');
@@ -64,15 +80,20 @@ async function readStart(
     throw parsed.refuse('init-batches', 'left out without --init', given);
   }
   const own = /[./\\]/.test(name);
-  const start = own ? await loadStart(kOp, name) : startNamed(kOp, 'init', name);
+  if (own) return { start: await loadStart(kOp, name), file: name };
+  return { start: startNamed(kOp, 'init', name) };
+}
+
+/** The start with those of the texts of `--set` that are its settings. */
+function startSettings(parsed: Arguments, start: AnyStart, texts: readonly string[]): AdapterStart {
   const defaults = start.defaults as Readonly<Record<string, unknown>>;
   const settings: Record<string, unknown> = {};
-  for (const text of parsed.texts('set')) {
+  for (const text of texts) {
     if (!Object.hasOwn(defaults, settingName(text) ?? '')) continue;
     const [setting, value] = readSetting(parsed, text, start.start, defaults);
     settings[setting] = value;
   }
-  return { chosen: { start, settings }, ...(own ? { file: name } : {}) };
+  return { start, settings };
 }
 
 /** Folders and reports identify a method by its name only. */
@@ -99,12 +120,15 @@ function refuseInputs(parsed: Arguments, refused: TrainedMethod): LowrankError {
  * The settings of a method from the command line.
  * @param alone options that the method lacks are rejected; with several methods they may belong to
  * another
+ * @param texts of `--set`
  */
 function settingsOf(
   parsed: Arguments,
   { method, definition }: TrainedMethod,
   alone: boolean,
-  init: AdapterStart | undefined,
+  texts: readonly string[],
+  { optimizer, defaults: optimizerDefaults }: AnyOptimizer,
+  init: AnyStart | undefined,
 ): Readonly<Record<string, unknown>> {
   const defaults = definition.defaults as Readonly<Record<string, unknown>>;
   const settings: Record<string, unknown> = {};
@@ -124,10 +148,17 @@ function settingsOf(
   );
   put('rslora', 'rslora', () => parsed.flag('rslora'));
   put('dropout', 'dropout', () => parsed.number('dropout', 0, 'in [0, 1)', (p) => p >= 0 && p < 1));
-  for (const text of parsed.texts('set')) {
+  for (const text of texts) {
     const name = settingName(text);
-    if (name !== undefined && Object.hasOwn(init?.start.defaults ?? {}, name)) continue;
+    if (name !== undefined && Object.hasOwn(init?.defaults ?? {}, name)) continue;
     if (!alone && name !== undefined && !(name in defaults)) continue;
+    if (name === undefined || !Object.hasOwn(defaults, name)) {
+      const list = (all: object) => Object.keys(all).join(', ') || 'none';
+      const expected =
+        `NAME=VALUE with a setting of ${method} (${list(defaults)}) ` +
+        `or of the optimizer ${optimizer} (${list(optimizerDefaults)})`;
+      throw parsed.refuse('set', expected, text);
+    }
     const [setting, value] = readSetting(parsed, text, method, defaults);
     settings[setting] = value;
   }

@@ -36,7 +36,7 @@ export function settingsOf(
     {
       name: 'updates',
       value: `${train.steps} of ${train.batch * train.accumulate} sequences`,
-      note: `AdamW, rate ${train.lr}, warm-up ${train.warmup}, decay ${train.weightDecay}, clip ${train.clip}`,
+      note: `${optimizerText(train)}, rate ${train.lr}, warm-up ${train.warmup}, decay ${train.weightDecay}, clip ${train.clip}`,
     },
     { name: 'seed', value: String(train.seed) },
     { name: 'machine', value: processor, note: `device ${device}, lowrank ${version()}` },
@@ -55,6 +55,13 @@ function startFacts(chosen: AdapterStart | undefined): Fact[] {
     )
     .join(', ');
   return [{ name: 'start', value: start.start, ...(note === '' ? {} : { note }) }];
+}
+
+/** `lora-plus, ratio 16`: the optimiser, with the settings that were given. */
+function optimizerText({ optimizer, optimizerSettings }: FinetuneOptions['train']): string {
+  const given = Object.entries(optimizerSettings ?? {});
+  const list = given.map(([name, value]) => `${name} ${String(value)}`);
+  return [optimizer?.optimizer ?? 'adamw', ...list].join(', ');
 }
 
 /** How the base is stored: by the layouts of a folder that is quantised already, otherwise as the run quantised it. */

@@ -29,6 +29,7 @@ import { Interrupts } from '../command/interrupt.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
 import { factsOf, machineReadable, planFacts, settingsOf, summary } from './finetune-facts.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
+import type { ChosenOptimizer } from './finetune-optimizer.js';
 import { reportHtml } from './finetune-report.js';
 
 const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
@@ -54,7 +55,7 @@ Adapter
   --init NAME         where the adapters begin (pissa, loftq, eva, qera, ...; docs/starts.md), or a file
                       of one's own                                        [the method's own start]
   --init-batches N    passes over the text that a start from inputs or gradients sees       [8]
-  --set NAME=VALUE    another setting of the method or of --init; may be repeated
+  --set NAME=VALUE    another setting of the method, of --init or the optimizer; may be repeated
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
@@ -68,7 +69,8 @@ Training
   --seq-len N         tokens in a sequence                                [128]
   --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
-  --lr X              peak learning rate               [0.003, times what a method wants]
+  --optimizer NAME    adamw, lora-plus, lion, ... (docs/optimizers.md), or a file of one's own [adamw]
+  --lr X              peak learning rate     [0.003, times what the method and the optimizer want]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
   --weight-decay X    decoupled                                           [0]
   --clip X            largest global norm of the gradient                 [1]
@@ -112,6 +114,7 @@ const kOptions = {
   blocksize: { type: 'string' },
   'double-quant': { type: 'boolean' },
   steps: { type: 'string' },
+  optimizer: { type: 'string' },
   'seq-len': { type: 'string' },
   batch: { type: 'string' },
   accumulate: { type: 'string' },
@@ -142,9 +145,10 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const [first, ...others] = await readAdapters(parsed);
-  if (others.length > 0) return compareMethods(parsed, [first, ...others]);
-  const options = readOptions(parsed, first);
+  const { adapters, optimizer } = await readAdapters(parsed);
+  const [first, ...others] = adapters;
+  if (others.length > 0) return compareMethods(parsed, adapters, optimizer);
+  const options = readOptions(parsed, first, optimizer);
   if (parsed.flag('dry-run')) return dryRun(parsed, options);
   const report = reportPath(parsed, options.out);
   const json = parsed.flag('json');
@@ -187,7 +191,11 @@ function dryRun(parsed: Arguments, options: FinetuneOptions): number {
 }
 
 /** Trains with each method on the same data and shows loss against trained parameters and time. */
-async function compareMethods(parsed: Arguments, chosen: readonly ChosenMethod[]): Promise<number> {
+async function compareMethods(
+  parsed: Arguments,
+  chosen: readonly ChosenMethod[],
+  optimizer: ChosenOptimizer,
+): Promise<number> {
   const out = parsed.text('out') ?? 'lowrank-adapter';
   const report = parsed.flag('no-report')
     ? undefined
@@ -198,7 +206,7 @@ async function compareMethods(parsed: Arguments, chosen: readonly ChosenMethod[]
   const runs: MethodRun[] = [];
   try {
     const all = chosen.map((method) => ({
-      ...readOptions(parsed, method),
+      ...readOptions(parsed, method, optimizer),
       out: path.join(out, method.method.method),
       compare: false,
       sampleTokens: 0,
@@ -243,8 +251,12 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
   return report;
 }
 
-function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
-  const { method, settings, file, start, startFile } = chosen;
+function readOptions(
+  parsed: Arguments,
+  { method, settings, file, start, startFile }: ChosenMethod,
+  { optimizer, settings: optimizerSettings, file: optimizerFile }: ChosenOptimizer,
+): FinetuneOptions {
+  const rate = 3e-3 * (method.definition.rate ?? 1) * (optimizer.rate ?? 1);
   const most = 1_000_000_000;
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
@@ -277,17 +289,20 @@ function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
     initBatches: parsed.integer('init-batches', kInitBatches, 1, 1_000_000),
     ...(startFile === undefined ? {} : { initFile: startFile }),
     ...(file === undefined ? {} : { adapterFile: file }),
+    ...(optimizerFile === undefined ? {} : { optimizerFile }),
     train: {
       steps,
       batch: parsed.integer('batch', 4, 1, 65_536),
       accumulate: parsed.integer('accumulate', 1, 1, 65_536),
-      lr: parsed.number('lr', 3e-3 * (method.definition.rate ?? 1), 'a positive number', positive),
+      lr: parsed.number('lr', rate, 'a positive number', positive),
       warmup: parsed.integer('warmup', Math.ceil(steps / 10), 0, most),
       weightDecay: parsed.number('weight-decay', 0, 'a number of at least 0', notNegative),
       clip: parsed.number('clip', 1, 'a positive number', positive),
       seed: parsed.integer('seed', 1, 0, Number.MAX_SAFE_INTEGER),
       dtype: dtype === 'auto' ? fastestDType(device ?? defaultDevice()) : dtype,
       recompute: parsed.flag('recompute'),
+      optimizer,
+      optimizerSettings,
     },
     evalEvery: parsed.integer('eval-every', evalEvery, 0, most),
     saveEvery: parsed.integer('save-every', 100, 0, most),

@@ -1,6 +1,7 @@
 /** Ways to merge adapters as definitions: how the entries, or the factors, of several adapters become those of one. */
 
 import { fail, wrongType } from '../../core/errors.js';
+import type { RefusedSetting } from '../../core/refused-setting.js';
 import { ownFields } from '../../core/validate.js';
 
 /** The update of a layer's weight by a LoRA adapter: `scaling · loraB · loraA`, [N, K]. */
@@ -30,9 +31,6 @@ export interface MergeCall<S extends object> {
   /** Name of the layer in the model. */
   readonly module: string;
 }
-
-/** What a check of settings refuses: the setting, what it must be, and what it is. */
-export type RefusedSetting = readonly [setting: string, expected: string, actual: string];
 
 /**
  * A way to merge LoRA adapters. It has either `entry` (a rule for the entries of tensors) or `layer` (a rule for whole

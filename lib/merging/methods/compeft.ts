@@ -1,4 +1,5 @@
-import { defineMerge, type RefusedSetting } from '../definition/definition.js';
+import type { RefusedSetting } from '../../core/refused-setting.js';
+import { defineMerge } from '../definition/definition.js';
 import { sumOfFactors } from '../parts/factors.js';
 import { checkDensity, keepFromBound } from '../parts/prune.js';
 

@@ -1,4 +1,5 @@
-import { defineMerge, type RefusedSetting } from '../definition/definition.js';
+import type { RefusedSetting } from '../../core/refused-setting.js';
+import { defineMerge } from '../definition/definition.js';
 import { checkClamp } from '../parts/clamp.js';
 import { checkElection, disjointMean, weightedSum } from '../parts/elect.js';
 import { checkRank } from '../parts/factors.js';

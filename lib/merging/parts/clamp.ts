@@ -1,4 +1,5 @@
-import type { LoraUpdate, RefusedSetting } from '../definition/definition.js';
+import type { RefusedSetting } from '../../core/refused-setting.js';
+import type { LoraUpdate } from '../definition/definition.js';
 
 /** A bound on the factors that an SVD gives. */
 export interface Clamp {

@@ -1,4 +1,4 @@
-import type { RefusedSetting } from '../definition/definition.js';
+import type { RefusedSetting } from '../../core/refused-setting.js';
 
 /** How the sign of an entry is elected. */
 export interface SignElection {

@@ -1,5 +1,6 @@
+import type { RefusedSetting } from '../../core/refused-setting.js';
 import { factoredSvd } from '../../linalg/factored-svd.js';
-import type { LoraUpdate, MergeCall, RefusedSetting } from '../definition/definition.js';
+import type { LoraUpdate, MergeCall } from '../definition/definition.js';
 import { sameRank, sameScaling } from './same.js';
 
 /** How much of a merged update is kept. */

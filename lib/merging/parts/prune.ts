@@ -1,4 +1,5 @@
-import type { NextRandom, RefusedSetting } from '../definition/definition.js';
+import type { RefusedSetting } from '../../core/refused-setting.js';
+import type { NextRandom } from '../definition/definition.js';
 
 /** A setting that many ways to merge have. */
 export interface Density {

@@ -17,7 +17,7 @@ import { layerLinears } from '../../../lib/model/decoder-tensors.js';
 import { DecoderWeights, type LayerWeights } from '../../../lib/model/decoder-weights.js';
 import { nextLogits } from '../../../lib/model/generate.js';
 import { KvCache } from '../../../lib/model/kv-cache.js';
-import type { TrainedParameter } from '../../../lib/optim/optimizer.js';
+import type { TrainedParameter } from '../../../lib/optim/definition/definition.js';
 import { Trainer } from '../../../lib/train/trainer.js';
 import { hostLossTape, withHostLoss } from '../../model/host-tape.js';
 import type { ModelBatch } from './cases.js';

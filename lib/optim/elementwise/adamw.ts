@@ -1,6 +1,7 @@
-import type { Tensor } from '../core/tensor.js';
-import { adamwStep } from '../ops/optimizer-step.js';
-import { defineOptimizer } from './optimizer.js';
+import type { Tensor } from '../../core/tensor.js';
+import { adamwStep } from '../../ops/optimizer-step.js';
+import { defineOptimizer } from '../definition/define.js';
+import { adamCheck } from '../parts/checks.js';
 
 /** Constants of {@link adamw}. */
 export interface AdamwSettings {
@@ -20,8 +21,10 @@ export interface AdamwSettings {
  */
 export const adamw = defineOptimizer<AdamwSettings>({
   optimizer: 'adamw',
-  reference: 'Loshchilov and Hutter, 2019, arXiv:1711.05101',
+  reference: 'Loshchilov and Hutter, Decoupled Weight Decay Regularization, 2019, arXiv:1711.05101',
   defaults: { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
+  check: adamCheck,
+  notNegative: ['v'],
   state: ({ tensor }) => ({ m: tensor.shape, v: tensor.shape }),
   capturable: true,
   step: ({ updates, settings, step, lr, captured, norm, maxNorm }) => {
