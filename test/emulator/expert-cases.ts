@@ -188,7 +188,8 @@ const shapes = ({ format, doubleQuant }: WeightSpec): Shape[] => {
     return [
       { M: 19, k: 2, E: 5, N: 13, K: 35, gather: true },
       { M: 9, k: 3, E: 4, N: 72, K: 136, gather: false, shared: 'b' },
-      { M: 1, k: 2, E: 9, N: 13, K: 35, gather: true },
+      { M: 2, k: 2, E: 64, N: 3, K: 35, gather: true },
+      { M: 9, k: 3, E: 4, N: 40, K: 72, gather: true },
       large,
     ];
   }
