@@ -1,8 +1,7 @@
 /// The experts of a row and their gates (SelectExpertsOp, SelectExpertsBackwardOp):
 ///
 ///   select_experts             the k largest logits of a row, the first of equal ones first, NaN
-///   as
-///                              the largest; gates = softmax over the chosen ones, or over all
+///                              as the largest; gates = softmax over the chosen ones, or over all
 ///   select_experts_backward    d_logits[e] = p[e] · (d[e] - Σⱼ gates[j] · d_gates[j])
 ///
 /// Operands   logits, d_logits [rows, E] of any type · chosen i32, gates, d_gates f32 [rows, k]
@@ -13,9 +12,8 @@
 /// Needs      E up to 1,024
 ///
 /// Budget     65,536 rows of 128 experts, k = 8: 33 MB of f32 logits, 11 us at 3.0 TB/s. A row
-/// takes
-///            8 turns of 4 comparisons and 15 shuffles a lane, 1,000 issue slots of a warp, and 4
-///            exponentials in double, 4 · 45 operations a lane: 90 clk of a multiprocessor. In all
+///            takes 8 turns of 4 comparisons and 15 shuffles a lane, 1,000 issue slots of a warp,
+///            and 4 exponentials in double, 4 · 45 operations a lane: 90 clk of a multiprocessor. In all
 ///            65,536 / 132 · 340 clk = 96 us: a tenth of the products of such a layer in bf16.
 #include "cuda/common/small_operand.cuh"
 #include "native/host_device/expert_gates.h"

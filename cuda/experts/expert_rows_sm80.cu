@@ -7,9 +7,9 @@
 /// Slots without an expert give nothing and get zeros.
 ///
 /// Operands   y, dy [slots, N], out, d_out [rows, N], each of a type of its own · gates, d_gates
-/// f32 Grid       kRowThreads / row_lanes rows a block, or backward pairs, eight neighbouring
-/// elements a
-///            lane (cuda/common/row_lanes.cuh)
+///            f32
+/// Grid       kRowThreads / row_lanes rows a block, or backward pairs, eight neighbouring elements
+///            a lane (cuda/common/row_lanes.cuh)
 /// Shared     the sums of warps, backward
 /// Numerics   j ascending in f32 without fma, one rounding; d_gates in double: a lane's runs
 ///            ascending, lanes as a tree, warps ascending. Nothing depends on the other rows
