@@ -13,8 +13,9 @@
 ///
 /// Budget     65,536 rows of 128 experts, k = 8: 33 MB of f32 logits, 11 us at 3.0 TB/s. A row
 ///            takes 8 turns of 4 comparisons and 15 shuffles a lane, 1,000 issue slots of a warp,
-///            and 4 exponentials in double, 4 · 45 operations a lane: 90 clk of a multiprocessor. In all
-///            65,536 / 132 · 340 clk = 96 us: a tenth of the products of such a layer in bf16.
+///            and 4 exponentials in double, 4 · 45 operations a lane: 90 clk of a multiprocessor.
+///            In all 65,536 / 132 · 340 clk = 96 us: a tenth of the products of such a layer in
+///            bf16.
 #include "cuda/common/small_operand.cuh"
 #include "native/host_device/expert_gates.h"
 #include "native/host_device/params/experts.h"
