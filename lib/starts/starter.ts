@@ -98,7 +98,7 @@ export class Starter implements Disposable {
   readonly #layers = new Map<string, StartedLayer>();
   readonly #index: ReadonlyMap<string, number>;
 
-  /** @throws as {@link requireStartable} */
+  /** @throws ERR_UNSUPPORTED for another method · ERR_VALUE for settings, and a dense base where the start needs a quantised one */
   constructor(
     readonly model: ModelFiles,
     readonly options: StarterOptions,

@@ -77,7 +77,7 @@ export class AdapterSet implements Disposable {
   /** The names of the adapted layers, in the order of the forward pass. */
   readonly targets: readonly string[];
 
-  /** The factors of started layers before training, where their base was replaced: for {@link writeAdapter}. */
+  /** The factors of started layers before training, where their base was replaced: the written adapter needs them. */
   readonly startFactors: ReadonlyMap<string, Readonly<Record<string, Tensor>>>;
   /** Tensors of the method that are not trained after its start. */
   readonly frozen: readonly string[];
