@@ -467,6 +467,14 @@ export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
 export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
 export {
+  noiseForPrivacy,
+  type PrivacyGuarantee,
+  type PrivacySums,
+  type PrivacyTarget,
+  type PrivateRun,
+  privacyAccountant,
+} from './statistics/privacy/accountant.js';
+export {
   type AdaptedLayer,
   type AdapterConfig,
   AdapterSet,
