@@ -467,6 +467,12 @@ export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
 export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
 export {
+  type ExamplesPass,
+  PerExampleGradients,
+  perExampleGradients,
+} from './statistics/per-example.js';
+export { PerExampleTape } from './statistics/per-example-tape.js';
+export {
   noiseForPrivacy,
   type PrivacyGuarantee,
   type PrivacySums,

@@ -1,9 +1,17 @@
-// The accountant against Opacus and Google's dp-accounting.
-import { expect, it } from 'vitest';
-import { noiseForPrivacy, privacyAccountant } from '../../lib/index.js';
+// The accountant against Opacus and Google's dp-accounting; clipped sums of LoRA's gradients against Opacus.
+import { describe, expect, it } from 'vitest';
+import {
+  noiseForPrivacy,
+  perExampleGradients,
+  privacyAccountant,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
 import { sampledGaussianDivergence } from '../../lib/statistics/privacy/renyi.js';
 import { seriesDivergence } from '../../lib/statistics/privacy/series.js';
+import { DEVICES } from '../conformance/operands.js';
 import { loadCase } from './case-file.js';
+import { tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
 
 /** Rows of a matrix. */
@@ -61,4 +69,59 @@ it('finds the noise of the peer', () => {
   rules.check('out.noise_multiplier', noise);
   rules.finish();
   expect(noise).toHaveLength(3);
+});
+
+describe.each(DEVICES)('on %s', (device) => {
+  it.each(['ghost_norms_lora', 'ghost_norms_one_token'])('%s', (name) => {
+    scope(() => {
+      const golden = loadCase(`privacy/${name}`);
+      const rules = new RuleBook(golden);
+      const { examples, scaling, max_grad_norm, noise_multiplier } = golden.params as Record<
+        string,
+        number
+      >;
+      const of = (tensor: string) => tensorOf(golden.tensor(tensor), device);
+      const [x, dy, a, b] = [
+        of('in.x'),
+        of('in.grad_out'),
+        of('adapter.lora_A'),
+        of('adapter.lora_B'),
+      ] as const;
+      const w = Tensor.zeros([b.shape[0] as number, a.shape[1] as number], { device });
+      const found = perExampleGradients((t) => {
+        const input = t.constant(x);
+        const h = t.shrink(input, t.variable(a));
+        const y = t.expand(input, w, h, t.variable(b), { scaling: scaling as number });
+        const all = t.sum(t.multiply(y, t.constant(dy)), 0);
+        const loss = t.sum(t.reshape(all, [1, all.tensor.size]), 1);
+        return { loss: t.reshape(loss, [1]), examples: examples as number };
+      });
+      const bound = max_grad_norm as number;
+      const sums = found.clipped(bound);
+      rules.check('out.norms', found.norms.readSync());
+      // From each example's own gradient.
+      const factors = Array.from({ length: examples as number }, (_, i) => {
+        const weight = Float32Array.from({ length: examples as number }, (_, j) => +(i === j));
+        const one = found.weighted(Tensor.from(weight, [weight.length], { device }));
+        const norm = Math.hypot(...[...one.values()].flatMap((each) => [...each.readSync()]));
+        return Math.min(1, bound / (norm + 1e-6));
+      });
+      rules.check('out.clip_factor', factors);
+      for (const [factor, side] of [
+        [a, 'A'],
+        [b, 'B'],
+      ] as const) {
+        const noise = golden.numbers(`in.noise_${side}`);
+        const made = (sums.get(factor) as Tensor).readSync();
+        const gradient = Array.from(
+          made,
+          (sum, i) =>
+            (sum + (noise_multiplier as number) * bound * (noise[i] as number)) /
+            (examples as number),
+        );
+        rules.check(`out.grad_lora_${side}`, gradient);
+      }
+      rules.finish();
+    });
+  });
 });
