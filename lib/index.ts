@@ -466,20 +466,7 @@ export {
 export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
 export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
-export {
-  type ExamplesPass,
-  PerExampleGradients,
-  perExampleGradients,
-} from './statistics/per-example.js';
-export { PerExampleTape } from './statistics/per-example-tape.js';
-export {
-  noiseForPrivacy,
-  type PrivacyGuarantee,
-  type PrivacySums,
-  type PrivacyTarget,
-  type PrivateRun,
-  privacyAccountant,
-} from './statistics/privacy/accountant.js';
+export * from './statistics/all.js';
 export {
   type AdaptedLayer,
   type AdapterConfig,

@@ -1,6 +1,7 @@
 /** Norms of the gradients of single examples, and their clipped sum, from one forward and one backward pass. */
 
 import type { Value } from '../autograd/gradient-tape.js';
+import type { ModelTape } from '../autograd/model/model-tape.js';
 import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
 import { full } from '../core/full.js';
@@ -159,9 +160,7 @@ markClass(PerExampleGradients, 'PerExampleGradients');
  * });
  * const sums = found.clipped(0.5);
  */
-export function perExampleGradients(
-  pass: (tape: PerExampleTape) => ExamplesPass,
-): PerExampleGradients {
+export function perExampleGradients(pass: (tape: ModelTape) => ExamplesPass): PerExampleGradients {
   if (typeof pass !== 'function') throw wrongType(kOp, 'pass', 'a function', pass);
   return scope(() => {
     const tape = new PerExampleTape();

@@ -1,0 +1,15 @@
+/** The public names of this folder. */
+
+export {
+  type ExamplesPass,
+  PerExampleGradients,
+  perExampleGradients,
+} from './per-example.js';
+export {
+  noiseForPrivacy,
+  type PrivacyGuarantee,
+  type PrivacySums,
+  type PrivacyTarget,
+  type PrivateRun,
+  privacyAccountant,
+} from './privacy/accountant.js';
