@@ -477,12 +477,8 @@ export {
 } from './train/adapter-set.js';
 export { CapturedTraining, type CaptureStepOptions } from './train/captured-training.js';
 export { memoryOfRun, type RunMemory, type RunSize } from './train/memory.js';
+export type { PrivateSteps } from './train/private-step.js';
+export type { PassPlace, PassResult, TrainPass } from './train/train-pass.js';
 export type { TrainStep } from './train/train-step.js';
-export {
-  type PassPlace,
-  type PassResult,
-  Trainer,
-  type TrainerOptions,
-  type TrainPass,
-} from './train/trainer.js';
+export { Trainer, type TrainerOptions } from './train/trainer.js';
 export { TreeSum } from './train/tree-sum.js';

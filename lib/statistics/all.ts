@@ -3,6 +3,7 @@
 export {
   type ExamplesPass,
   PerExampleGradients,
+  type PerExampleOptions,
   perExampleGradients,
 } from './per-example.js';
 export {

@@ -28,8 +28,15 @@ export class PerExampleTape extends ModelTape {
   readonly #trained = new Set<Value>();
   readonly #factors = new Set<Tensor>();
   #probe: Value | undefined;
+  readonly #wanted: readonly Tensor[] | undefined;
   /** Is a step recorded that may take trained tensors? */
   #inside = false;
+
+  /** @param wanted those whose gradients count; default all variables */
+  constructor(wanted?: readonly Tensor[]) {
+    super();
+    this.#wanted = wanted;
+  }
 
   /** What every kept product depends on: its gradient runs the backward pass that keeps them. */
   get probe(): Value | undefined {
@@ -37,6 +44,7 @@ export class PerExampleTape extends ModelTape {
   }
 
   override variable(tensor: Tensor): Value {
+    if (this.#wanted?.includes(tensor) === false) return super.constant(tensor);
     const value = super.variable(tensor);
     this.#trained.add(value);
     return value;

@@ -7,7 +7,7 @@ import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
 import { full } from '../core/full.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkFinite, checkInteger } from '../core/validate.js';
+import { checkFinite, checkInteger, readOptions } from '../core/validate.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { type ExpertRoute, MOST_EXPERTS, routeRows } from '../ops/experts/expert-route.js';
 import { expertsMatmulBackward } from '../ops/experts/experts-matmul.js';
@@ -24,6 +24,12 @@ export interface ExamplesPass {
   readonly loss: Value;
   /** Each example is a block of as many consecutive rows; up to 1,024. */
   readonly examples: number;
+}
+
+/** How {@link perExampleGradients} works. */
+export interface PerExampleOptions {
+  /** Tensors whose gradients count; default all variables of the pass. */
+  readonly trained?: readonly Tensor[];
 }
 
 /** Gradients of single examples, as what their norms and weighted sums need. {@link perExampleGradients} makes it. */
@@ -160,10 +166,18 @@ markClass(PerExampleGradients, 'PerExampleGradients');
  * });
  * const sums = found.clipped(0.5);
  */
-export function perExampleGradients(pass: (tape: ModelTape) => ExamplesPass): PerExampleGradients {
+export function perExampleGradients(
+  pass: (tape: ModelTape) => ExamplesPass,
+  options?: PerExampleOptions,
+): PerExampleGradients {
   if (typeof pass !== 'function') throw wrongType(kOp, 'pass', 'a function', pass);
+  const { trained } = readOptions(kOp, options, { trained: true });
+  if (trained !== undefined) {
+    if (!Array.isArray(trained)) throw wrongType(kOp, 'trained', 'an array of tensors', trained);
+    for (const [i, tensor] of trained.entries()) checkTensor(kOp, `trained[${i}]`, tensor);
+  }
   return scope(() => {
-    const tape = new PerExampleTape();
+    const tape = new PerExampleTape(trained);
     try {
       const made = pass(tape);
       if (typeof made !== 'object' || made === null) {
