@@ -89,7 +89,8 @@ export function memoryOfRun(model: ModelFiles, size: RunSize): RunMemory {
     adapters: 4 * parameters,
     optimizer: (4 + states) * parameters,
     activations: tokens * (kept + (own?.rows ?? 0)),
-    work: backward + loss + kWaiting + ((own?.factors ?? 0) * parameters) / linears.length,
+    work:
+      backward + loss + kWaiting + Math.ceil(((own?.factors ?? 0) * parameters) / linears.length),
   };
   return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) };
 }
