@@ -11,6 +11,7 @@ import { checkFinite, checkInteger, readOptions } from '../core/validate.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { type ExpertRoute, MOST_EXPERTS, routeRows } from '../ops/experts/expert-route.js';
 import { expertsMatmulBackward } from '../ops/experts/experts-matmul.js';
+import { loraExpandBackward } from '../ops/lora/lora-parts.js';
 import { matmul } from '../ops/matmul.js';
 import { Indices } from '../ops/model/indices.js';
 import { weightGrad } from '../ops/weight-grad.js';
@@ -124,8 +125,10 @@ export class PerExampleGradients implements Disposable {
         const ones = full([examples, M / examples], 1, { device });
         const column = multiplyAdd({ a: ones, b: weights.reshape([examples, 1]) });
         const scaled = multiplyAdd({ a: small, b: column.reshape([M, 1]), alpha: scaling });
-        const sum = role === 'up' ? weightGrad(big, scaled) : weightGrad(scaled, big);
-        return [factor, sum] as const;
+        if (role === 'down') return [factor, weightGrad(scaled, big)] as const;
+        // The same product in the kernel of narrow factors.
+        const { dLoraB } = loraExpandBackward(big, scaled, factor, { needs: ['dLoraB'] });
+        return [factor, dLoraB as Tensor] as const;
       }),
     );
   }
