@@ -1,5 +1,12 @@
 /** The public names of this folder. */
 
+export { InputMoments } from './moments.js';
+export {
+  type LayerStatistics,
+  type ObservedStatistic,
+  type ObserveOptions,
+  observe,
+} from './observe.js';
 export {
   type ExamplesPass,
   PerExampleGradients,
@@ -14,3 +21,5 @@ export {
   type PrivateRun,
   privacyAccountant,
 } from './privacy/accountant.js';
+export { Sensitivities, type SensitivityOptions, tripletScores } from './sensitivity.js';
+export { type LayerUpdate, outputSquares, updateSensitivity } from './update.js';

@@ -15,10 +15,10 @@ import {
   observePasses,
 } from '../starts/calibration/calibrate.js';
 import { InputSums } from '../starts/calibration/inputs.js';
-import type { LayerObserver, ObservedUpdate } from '../starts/calibration/observing-tape.js';
+import type { LayerObserver } from '../starts/calibration/observing-tape.js';
 import { InputMoments } from './moments.js';
 import { perExampleGradients } from './per-example.js';
-import { outputSquares, updateSensitivity } from './update.js';
+import { type LayerUpdate, outputSquares, updateSensitivity } from './update.js';
 
 /**
  * What can be observed: `gram` and `moments` of the inputs, `outputs` of adapters, `sensitivity` of their updates, and the
@@ -66,7 +66,6 @@ interface Gathered {
   rows: number;
   squares: number;
   sensitivity: number;
-  update: ObservedUpdate | undefined;
 }
 
 /**
@@ -105,32 +104,37 @@ export async function observe(
   }
   const found = layers.map(
     (linear): Gathered => ({
-      ...{ linear, gram: undefined, moments: undefined, update: undefined },
+      ...{ linear, gram: undefined, moments: undefined },
       ...{ rows: 0, squares: 0, sensitivity: 0 },
     }),
   );
-  if (has('gram') || has('moments') || has('outputs') || has('sensitivity')) {
-    let seen = new Map<Tensor, Gathered>();
-    const observers = new Map<BaseWeight, LayerObserver>(
-      found.map((own) => [own.linear.w, observerOf(own, has, adapters, () => seen)]),
-    );
-    await observePasses(decoder, data, {
-      ...{ observers, back: has('sensitivity'), adapters, onBatch },
-      begin: () => {
-        seen = new Map();
-      },
-    });
+  const updates =
+    has('outputs') || has('sensitivity') ? updatesOf(op, layers, adapters) : new Map();
+  try {
+    if (wanted.some((name) => name !== 'fisher')) {
+      let seen = new Map<Tensor, Gathered>();
+      const observers = new Map<BaseWeight, LayerObserver>(
+        found.map((own) => [
+          own.linear.w,
+          observerOf(own, has, updates.get(own.linear), () => seen),
+        ]),
+      );
+      await observePasses(decoder, data, {
+        ...{ observers, back: has('sensitivity'), adapters, onBatch },
+        begin: () => {
+          seen = new Map();
+        },
+      });
+    }
+  } finally {
+    freeUpdates(updates, adapters);
   }
   const fisher = has('fisher') ? await fisherOf(decoder, data, adapters, onBatch) : undefined;
   return new Map(
     found.map((own) => {
       const { linear, gram, moments, rows, squares, sensitivity } = own;
       const { module } = linear.place;
-      if ((has('outputs') || has('sensitivity')) && own.update === undefined) {
-        const got = adapters.get(module)?.method ?? 'none';
-        fail('ERR_UNSUPPORTED', op, module, 'a layer with a low-rank update', got);
-      }
-      const own2 = fisher?.get(module);
+      const information = fisher?.get(module);
       return [
         module,
         {
@@ -140,7 +144,7 @@ export async function observe(
           ...(has('sensitivity')
             ? { sensitivity: sensitivity / Math.max(data.batches.length, 1) }
             : {}),
-          ...(own2 === undefined ? {} : { fisher: own2 }),
+          ...(information === undefined ? {} : { fisher: information }),
         },
       ] as const;
     }),
@@ -163,12 +167,13 @@ function chosenLayers(
 function observerOf(
   own: Gathered,
   has: (name: ObservedStatistic) => boolean,
-  adapters: ReadonlyMap<string, Adapter>,
+  update: LayerUpdate | undefined,
   seen: () => Map<Tensor, Gathered>,
 ): LayerObserver {
-  const { module, K } = own.linear.place;
+  const { K } = own.linear.place;
   const input = (x: Tensor): void => {
     own.rows += x.size / K;
+    if (update !== undefined && has('outputs')) own.squares += outputSquares(x, update);
     if (!has('gram') && !has('moments')) return;
     const first = seen().get(x);
     if (first !== undefined) {
@@ -186,17 +191,50 @@ function observerOf(
       own.moments.add(x);
     }
   };
-  const update = (made: ObservedUpdate): void => {
-    own.update = made;
-    if (has('outputs')) own.squares += outputSquares(made.h, made.b, made.scaling);
-  };
+  if (update === undefined || !has('sensitivity')) return { input };
   const gradient = (dy: Tensor, x: Tensor): void => {
-    const loraA = adapters.get(module)?.parameters.loraA ?? adapters.get(module)?.buffers.loraA;
-    if (own.update === undefined || loraA === undefined) return;
-    const { b: loraB, scaling } = own.update;
-    own.sensitivity += updateSensitivity({ dy, x, loraA, loraB, scaling });
+    own.sensitivity += updateSensitivity(dy, x, update);
   };
-  return { input, update, ...(has('sensitivity') ? { gradient } : {}) };
+  return { input, gradient };
+}
+
+/** The low-rank updates of adapters. @throws ERR_UNSUPPORTED for a method that does not add one */
+function updatesOf(
+  op: string,
+  layers: readonly LinearWeights[],
+  adapters: ReadonlyMap<string, Adapter>,
+): ReadonlyMap<LinearWeights, LayerUpdate> {
+  return new Map(
+    layers.map((linear) => {
+      const { N, K, module } = linear.place;
+      const { definition, config, parameters, buffers, method } = adapters.get(module) as Adapter;
+      const made = definition.update?.({ ...parameters, ...buffers }, config, { N, K, config });
+      if (made === undefined || (made.beta ?? 1) !== 1) {
+        const expected =
+          'of a method that adds scaling · loraB · loraA, for outputs and sensitivity';
+        fail('ERR_UNSUPPORTED', op, `the adapter of ${module}`, expected, method);
+      }
+      return [linear, made];
+    }),
+  );
+}
+
+/** Frees what is not the adapters' own. */
+function freeUpdates(
+  updates: ReadonlyMap<LinearWeights, LayerUpdate>,
+  adapters: ReadonlyMap<string, Adapter>,
+): void {
+  const own = new Set(
+    [...adapters.values()].flatMap(({ parameters, buffers }) => [
+      ...Object.values(parameters),
+      ...Object.values(buffers),
+    ]),
+  );
+  for (const { loraA, loraB, core } of updates.values()) {
+    for (const each of [loraA, loraB, core]) {
+      if (each !== undefined && !own.has(each)) each.dispose();
+    }
+  }
 }
 
 /** The mean over examples of squared gradients, by module and name. */
