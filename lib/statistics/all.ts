@@ -1,5 +1,7 @@
 /** The public names of this folder. */
 
+export { type GroupLasso, groupLasso, shrinkGroups } from './group-lasso.js';
+export { leadingLayers } from './leading-layers.js';
 export { InputMoments } from './moments.js';
 export {
   type LayerStatistics,
