@@ -1,6 +1,11 @@
 /** The public names of this folder. */
 
 export { type GroupLasso, groupLasso, shrinkGroups } from './group-lasso.js';
+export { type ChoiceLogits, choiceLogits } from './laplace/choice-logits.js';
+export { type LabelledPass, type LaplaceOptions, laplace } from './laplace/laplace.js';
+export type { LogitsPass } from './laplace/passes.js';
+export { LaplacePosterior, type LaplacePrediction } from './laplace/posterior.js';
+export { type PredictiveOptions, predictiveProbabilities } from './laplace/predictive.js';
 export { leadingLayers } from './leading-layers.js';
 export { InputMoments } from './moments.js';
 export {

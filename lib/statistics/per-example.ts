@@ -9,13 +9,12 @@ import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkFinite, checkInteger, readOptions } from '../core/validate.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
-import { type ExpertRoute, MOST_EXPERTS, routeRows } from '../ops/experts/expert-route.js';
-import { expertsMatmulBackward } from '../ops/experts/experts-matmul.js';
+import { MOST_EXPERTS } from '../ops/experts/expert-route.js';
 import { loraExpandBackward } from '../ops/lora/lora-parts.js';
 import { matmul } from '../ops/matmul.js';
-import { Indices } from '../ops/model/indices.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import { type FactorRows, PerExampleTape } from './per-example-tape.js';
+import { examplesOf, routeOf } from './example-products.js';
+import { PerExampleTape } from './per-example-tape.js';
 
 const kOp = 'perExampleGradients';
 
@@ -209,47 +208,6 @@ function clipFactors(norms: Tensor, bound: number): Tensor {
   const one = full([1], 1, { device });
   const below = mapTensor(multiplyAdd({ a: ratio, c: one, alpha: -1 }), 'relu');
   return multiplyAdd({ a: below, c: one, alpha: -1 });
-}
-
-/** The rows of examples as those of experts: each example has its own. */
-function routeOf([first]: readonly FactorRows[], examples: number): ExpertRoute | undefined {
-  if (first === undefined) return undefined;
-  const { device, shape } = first.small;
-  const [M = 0] = shape;
-  if (M % examples !== 0) {
-    fail('ERR_SHAPE', kOp, 'examples', `a divisor of the ${M} rows of a layer`, String(examples));
-  }
-  const each = M / examples;
-  const chosen = Int32Array.from({ length: M }, (_, m) => Math.floor(m / each));
-  return routeRows(Indices.from(chosen, { limit: examples, device }), { k: 1, experts: examples });
-}
-
-/** [examples, cols · r]: the product of each example's rows, scaling · bigᵀ · small. */
-function examplesOf({ small, big, scaling }: FactorRows, route: ExpertRoute | undefined): Tensor {
-  const { rows: M, experts: E } = route as ExpertRoute;
-  const [rows = 0, r = 0] = small.shape;
-  const [, cols = 0] = big.shape;
-  if (rows !== M) fail('ERR_SHAPE', kOp, 'the rows of all layers', String(M), String(rows));
-  return scope(() => {
-    const { device } = small;
-    // The gradients of experts' factors over a base that is not read.
-    const { dLoraB } = expertsMatmulBackward(
-      big,
-      Tensor.zeros([E * cols, 1], { device, dtype: big.dtype }),
-      route as ExpertRoute,
-      {
-        lora: {
-          loraA: Tensor.zeros([1, r, 1], { device }),
-          loraB: Tensor.zeros([E, cols, r], { device }),
-          scaling,
-        },
-        h: small,
-        gather: false,
-        needs: ['dLoraB'],
-      },
-    );
-    return (dLoraB as Tensor).reshape([E, cols * r]);
-  });
 }
 
 /** [cols, r] as [r, cols]. */
