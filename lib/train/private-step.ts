@@ -4,7 +4,7 @@ import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { checkFinite, readOptions } from '../core/validate.js';
 import { multiplyAdd } from '../ops/elementwise.js';
-import { perExampleGradients } from '../statistics/per-example.js';
+import { perExampleGradients } from '../statistics/per-example/gradients.js';
 import { derivedSeed } from '../statistics/privacy/draws.js';
 import type { PassPlace, TrainPass } from './train-pass.js';
 

@@ -12,7 +12,7 @@ import { symmetricEigen } from '../../linalg/symmetric-eigen.js';
 import { svd } from '../../linalg/tensors/svd.js';
 import { multiplyAdd } from '../../ops/elementwise.js';
 import { weightGrad } from '../../ops/weight-grad.js';
-import type { FactorRows } from '../per-example-tape.js';
+import type { FactorRows } from '../per-example/tape.js';
 
 /** Sums over rows of one factor: those of the side of rank r, and of the side of N or K features. */
 interface Sums {

@@ -6,7 +6,7 @@ import { fail, wrongType } from '../../core/errors.js';
 import { Tensor } from '../../core/tensor.js';
 import { showShape } from '../../core/validate.js';
 import { MOST_EXPERTS } from '../../ops/experts/expert-route.js';
-import { type FactorRows, PerExampleTape } from '../per-example-tape.js';
+import { type FactorRows, PerExampleTape } from '../per-example/tape.js';
 
 /**
  * A forward pass that gives logits [examples, classes], up to 1,024 and 256. Each example is a block of as many consecutive

@@ -4,8 +4,8 @@ import type { Tensor } from '../../core/tensor.js';
 import { checkFinite } from '../../core/validate.js';
 import { sumProduct } from '../../ops/elementwise.js';
 import { matmul } from '../../ops/matmul.js';
-import { examplesOf, routeOf } from '../example-products.js';
-import type { FactorRows } from '../per-example-tape.js';
+import { examplesOf, routeOf } from '../per-example/products.js';
+import type { FactorRows } from '../per-example/tape.js';
 import type { FactorCurvature } from './curvature.js';
 import { classPasses, type LogitsPass } from './passes.js';
 

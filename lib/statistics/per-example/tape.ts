@@ -1,9 +1,9 @@
-import type { BackwardFunction, Kept, Value } from '../autograd/gradient-tape.js';
-import { ModelTape } from '../autograd/model/model-tape.js';
-import { fail } from '../core/errors.js';
-import { outsideScopes } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
-import type { BaseWeight } from '../ops/base-weight.js';
+import type { BackwardFunction, Kept, Value } from '../../autograd/gradient-tape.js';
+import { ModelTape } from '../../autograd/model/model-tape.js';
+import { fail } from '../../core/errors.js';
+import { outsideScopes } from '../../core/scope.js';
+import { Tensor } from '../../core/tensor.js';
+import type { BaseWeight } from '../../ops/base-weight.js';
 
 const kOp = 'perExampleGradients';
 

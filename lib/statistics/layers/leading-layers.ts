@@ -1,5 +1,5 @@
-import { fail, wrongType } from '../core/errors.js';
-import { checkFinite } from '../core/validate.js';
+import { fail, wrongType } from '../../core/errors.js';
+import { checkFinite } from '../../core/validate.js';
 
 /**
  * The layers that matter most: in descending order of a statistic until they have a share of its sum (LoRA-drop: Zhou and

@@ -1,23 +1,23 @@
 /** Statistics of a model's layers over data. */
 
-import type { Adapter } from '../adapters/definition/adapter.js';
-import { fail, wrongType } from '../core/errors.js';
-import { scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
-import { readNames, readOptions } from '../core/validate.js';
-import type { Decoder } from '../model/decoder.js';
-import { type LinearWeights, linearsOf } from '../model/decoder-weights.js';
-import type { BaseWeight } from '../ops/base-weight.js';
-import { multiplyAdd } from '../ops/elementwise.js';
+import type { Adapter } from '../../adapters/definition/adapter.js';
+import { fail, wrongType } from '../../core/errors.js';
+import { scope } from '../../core/scope.js';
+import type { Tensor } from '../../core/tensor.js';
+import { readNames, readOptions } from '../../core/validate.js';
+import type { Decoder } from '../../model/decoder.js';
+import { type LinearWeights, linearsOf } from '../../model/decoder-weights.js';
+import type { BaseWeight } from '../../ops/base-weight.js';
+import { multiplyAdd } from '../../ops/elementwise.js';
 import {
   type CalibrationData,
   type OnBatch,
   observePasses,
-} from '../starts/calibration/calibrate.js';
-import { InputSums } from '../starts/calibration/inputs.js';
-import type { LayerObserver } from '../starts/calibration/observing-tape.js';
+} from '../../starts/calibration/calibrate.js';
+import { InputSums } from '../../starts/calibration/inputs.js';
+import type { LayerObserver } from '../../starts/calibration/observing-tape.js';
+import { perExampleGradients } from '../per-example/gradients.js';
 import { InputMoments } from './moments.js';
-import { perExampleGradients } from './per-example.js';
 import { type LayerUpdate, outputSquares, updateSensitivity } from './update.js';
 
 /**

@@ -1,10 +1,10 @@
-import { checkTensor, lastDim } from '../core/check-tensor.js';
-import { fail, markClass } from '../core/errors.js';
-import { scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
-import { checkInteger, showShape } from '../core/validate.js';
-import { sumProduct } from '../ops/elementwise.js';
-import type { InputSums } from '../starts/calibration/inputs.js';
+import { checkTensor, lastDim } from '../../core/check-tensor.js';
+import { fail, markClass } from '../../core/errors.js';
+import { scope } from '../../core/scope.js';
+import type { Tensor } from '../../core/tensor.js';
+import { checkInteger, showShape } from '../../core/validate.js';
+import { sumProduct } from '../../ops/elementwise.js';
+import type { InputSums } from '../../starts/calibration/inputs.js';
 
 /**
  * Means and norms of the features of a layer's inputs: the diagonal of what {@link InputSums} has, in 16 · K bytes. Sums of a

@@ -1,11 +1,11 @@
 /** Penalties over groups of trained tensors, for training loops and rules. */
 
-import { checkTensor } from '../core/check-tensor.js';
-import { fail, wrongType } from '../core/errors.js';
-import type { Tensor } from '../core/tensor.js';
-import { checkFinite } from '../core/validate.js';
-import { multiplyAdd } from '../ops/elementwise.js';
-import { groupNorm, shrinkGroup } from '../optim/parts/group-shrink.js';
+import { checkTensor } from '../../core/check-tensor.js';
+import { fail, wrongType } from '../../core/errors.js';
+import type { Tensor } from '../../core/tensor.js';
+import { checkFinite } from '../../core/validate.js';
+import { multiplyAdd } from '../../ops/elementwise.js';
+import { groupNorm, shrinkGroup } from '../../optim/parts/group-shrink.js';
 
 function checkGroups(op: string, groups: unknown): readonly (readonly Tensor[])[] {
   if (!Array.isArray(groups))

@@ -1,9 +1,9 @@
-import { checkTensor } from '../core/check-tensor.js';
-import { fail, markClass, wrongType } from '../core/errors.js';
-import { outsideScopes, scope, track } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
-import { checkFinite, checkSameDevice, readOptions, showShape } from '../core/validate.js';
-import { mapTensor, multiplyAdd } from '../ops/elementwise.js';
+import { checkTensor } from '../../core/check-tensor.js';
+import { fail, markClass, wrongType } from '../../core/errors.js';
+import { outsideScopes, scope, track } from '../../core/scope.js';
+import { Tensor } from '../../core/tensor.js';
+import { checkFinite, checkSameDevice, readOptions, showShape } from '../../core/validate.js';
+import { mapTensor, multiplyAdd } from '../../ops/elementwise.js';
 
 /** How {@link Sensitivities} smooth. */
 export interface SensitivityOptions {

@@ -1,20 +1,20 @@
 /** Norms of the gradients of single examples, and their clipped sum, from one forward and one backward pass. */
 
-import type { Value } from '../autograd/gradient-tape.js';
-import type { ModelTape } from '../autograd/model/model-tape.js';
-import { checkShape, checkTensor } from '../core/check-tensor.js';
-import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
-import { full } from '../core/full.js';
-import { scope, track } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
-import { checkFinite, checkInteger, readOptions } from '../core/validate.js';
-import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
-import { MOST_EXPERTS } from '../ops/experts/expert-route.js';
-import { loraExpandBackward } from '../ops/lora/lora-parts.js';
-import { matmul } from '../ops/matmul.js';
-import { weightGrad } from '../ops/weight-grad.js';
-import { examplesOf, routeOf } from './example-products.js';
-import { PerExampleTape } from './per-example-tape.js';
+import type { Value } from '../../autograd/gradient-tape.js';
+import type { ModelTape } from '../../autograd/model/model-tape.js';
+import { checkShape, checkTensor } from '../../core/check-tensor.js';
+import { fail, markClass, notConstructed, wrongType } from '../../core/errors.js';
+import { full } from '../../core/full.js';
+import { scope, track } from '../../core/scope.js';
+import { Tensor } from '../../core/tensor.js';
+import { checkFinite, checkInteger, readOptions } from '../../core/validate.js';
+import { mapTensor, multiplyAdd, sumProduct } from '../../ops/elementwise.js';
+import { MOST_EXPERTS } from '../../ops/experts/expert-route.js';
+import { loraExpandBackward } from '../../ops/lora/lora-parts.js';
+import { matmul } from '../../ops/matmul.js';
+import { weightGrad } from '../../ops/weight-grad.js';
+import { examplesOf, routeOf } from './products.js';
+import { PerExampleTape } from './tape.js';
 
 const kOp = 'perExampleGradients';
 

@@ -1,15 +1,15 @@
 /** What an adapter's low-rank update does in a layer: the size of its outputs, and how the loss depends on it. */
 
-import { weightGradTiles } from '../autograd/dense-update.js';
-import { checkShape, checkTensor, lastDim } from '../core/check-tensor.js';
-import { scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
-import { checkFinite, checkSameDevice } from '../core/validate.js';
-import { denseRows } from '../ops/dense-rows.js';
-import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
-import type { MergeParts } from '../ops/lora/merge.js';
-import { matmul, matmulInputGrad } from '../ops/matmul.js';
-import { weightGrad } from '../ops/weight-grad.js';
+import { weightGradTiles } from '../../autograd/dense-update.js';
+import { checkShape, checkTensor, lastDim } from '../../core/check-tensor.js';
+import { scope } from '../../core/scope.js';
+import type { Tensor } from '../../core/tensor.js';
+import { checkFinite, checkSameDevice } from '../../core/validate.js';
+import { denseRows } from '../../ops/dense-rows.js';
+import { mapTensor, multiplyAdd, sumProduct } from '../../ops/elementwise.js';
+import type { MergeParts } from '../../ops/lora/merge.js';
+import { matmul, matmulInputGrad } from '../../ops/matmul.js';
+import { weightGrad } from '../../ops/weight-grad.js';
 
 /** Σ a ⊙ b, or Σ a. */
 function total(a: Tensor, b?: Tensor): number {

@@ -1,12 +1,12 @@
 /** Products of the rows of single examples, for all examples of a layer at once. */
 
-import { fail } from '../core/errors.js';
-import { scope } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
-import { type ExpertRoute, routeRows } from '../ops/experts/expert-route.js';
-import { expertsMatmulBackward } from '../ops/experts/experts-matmul.js';
-import { Indices } from '../ops/model/indices.js';
-import type { FactorRows } from './per-example-tape.js';
+import { fail } from '../../core/errors.js';
+import { scope } from '../../core/scope.js';
+import { Tensor } from '../../core/tensor.js';
+import { type ExpertRoute, routeRows } from '../../ops/experts/expert-route.js';
+import { expertsMatmulBackward } from '../../ops/experts/experts-matmul.js';
+import { Indices } from '../../ops/model/indices.js';
+import type { FactorRows } from './tape.js';
 
 const kOp = 'perExampleGradients';
 
