@@ -76,7 +76,7 @@ Training
   --weight-decay X    decoupled                                           [0]
   --clip X            largest global norm of the gradient                 [1]
   --seed N            names every random choice                           [1]
-  --epsilon X         differentially private training: noise for this epsilon (docs/statistics.md); needs --clip,
+  --epsilon X         differentially private training: noise for this epsilon (docs/training/statistics.md); needs --clip,
                       now the bound of each sequence's gradient, --delta, and a --seed that nobody else knows
   --noise X           instead of --epsilon: noise of X times --clip; the run says which epsilon it gives
   --delta X           of both; below one over the number of training sequences
