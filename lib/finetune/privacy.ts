@@ -2,6 +2,7 @@
 
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import { MOST_EXPERTS } from '../ops/experts/expert-route.js';
 import { needsData } from '../starts/starter.js';
 import { noiseForPrivacy, privacyAccountant } from '../statistics/privacy/accountant.js';
 import type { TrainOptions } from '../train/model-trainer.js';
@@ -28,7 +29,7 @@ const refuse = (code: 'ERR_UNSUPPORTED' | 'ERR_VALUE', text: string): never => {
 
 /**
  * Rejects what a private run cannot have, before anything is read.
- * @throws LowrankError `ERR_UNSUPPORTED`
+ * @throws LowrankError `ERR_UNSUPPORTED`, `ERR_VALUE`
  */
 export function requirePrivate({ privacy, adapter, adapterFile, train }: FinetuneOptions): void {
   if (privacy === undefined) return;
@@ -60,6 +61,13 @@ export function requirePrivate({ privacy, adapter, adapterFile, train }: Finetun
     refuse(
       'ERR_UNSUPPORTED',
       `${text}. A smaller --batch with more --accumulate needs less memory`,
+    );
+  }
+  if (train.batch > MOST_EXPERTS) {
+    const expected = `at most ${MOST_EXPERTS} in private runs`;
+    refuse(
+      'ERR_VALUE',
+      `--batch must be ${expected}, got ${train.batch}. More go into --accumulate`,
     );
   }
   const experts =

@@ -114,6 +114,10 @@ describe('a private run', () => {
       { train: { ...train, recompute: true } },
       '--recompute must be left out in private runs',
     );
+    await refused(
+      { train: { ...train, batch: 1025 } },
+      '--batch must be at most 1024 in private runs',
+    );
     const experts = { ...adapter, targets: ['experts.down_proj'] };
     await refused({ adapter: experts }, '--targets must be without experts in private runs');
     expect(fs.existsSync(out)).toBe(false);
