@@ -233,6 +233,7 @@ describe('observe', () => {
         own.forEach((value, i) => {
           expect(Math.abs((mine[i] as number) - value)).toBeLessThan(1e-4 * largest);
         });
+        fisher[name]?.dispose();
       }
     }
   });
