@@ -466,6 +466,7 @@ export {
 export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
 export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
+export * from './statistics/all.js';
 export {
   type AdaptedLayer,
   type AdapterConfig,
@@ -476,12 +477,8 @@ export {
 } from './train/adapter-set.js';
 export { CapturedTraining, type CaptureStepOptions } from './train/captured-training.js';
 export { memoryOfRun, type RunMemory, type RunSize } from './train/memory.js';
+export type { PrivateSteps } from './train/private-step.js';
+export type { PassPlace, PassResult, TrainPass } from './train/train-pass.js';
 export type { TrainStep } from './train/train-step.js';
-export {
-  type PassPlace,
-  type PassResult,
-  Trainer,
-  type TrainerOptions,
-  type TrainPass,
-} from './train/trainer.js';
+export { Trainer, type TrainerOptions } from './train/trainer.js';
 export { TreeSum } from './train/tree-sum.js';

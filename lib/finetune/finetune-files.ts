@@ -24,6 +24,7 @@ import { readsOutputs } from '../model/expert-adapters.js';
 import { convertedFactors } from '../starts/parts/converted.js';
 import type { AdaptedLayer, AdapterConfig, AdapterSet } from '../train/adapter-set.js';
 import type { TrainOptions } from '../train/model-trainer.js';
+import type { PrivacyGoal } from './privacy-goal.js';
 
 const kOp = 'finetune';
 
@@ -51,6 +52,8 @@ export interface FinetuneOptions {
   /** The file of the optimiser in `train`, if it is not part of the library. */
   readonly optimizerFile?: string;
   readonly train: TrainOptions;
+  /** Differentially private training, with `train.clip` as the bound of each sequence's gradient; default none. */
+  readonly privacy?: PrivacyGoal;
   /** Steps between evaluations on the held-out text; 0 evaluates only before and after. */
   readonly evalEvery: number;
   /** Steps between checkpoints; 0 saves only when interrupted. */

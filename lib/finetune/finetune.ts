@@ -35,6 +35,7 @@ import {
   writeAdapter,
 } from './finetune-files.js';
 import { requireMemory } from './plan.js';
+import { privacyOf, privateTrain, type RunPrivacy, requirePrivate } from './privacy.js';
 import { identityOf } from './run-identity.js';
 import { type LossHistory, restoreRunState } from './run-state.js';
 import { calibrationOf, starterOf } from './start.js';
@@ -76,6 +77,8 @@ export interface FinetuneResult {
   /** How the files hold the linear layers, where they are quantised: `gptq`; empty where the run quantised them. */
   readonly layouts: readonly string[];
   readonly comparison: StepComparison | undefined;
+  /** What a private run guarantees. */
+  readonly privacy?: RunPrivacy;
   readonly samples: readonly Sample[];
 }
 
@@ -118,6 +121,7 @@ export async function finetune(
 export function requireRuns(runs: readonly FinetuneOptions[]): void {
   const places = new Map(runs.map(({ model }) => [model, openModel(model).places]));
   for (const options of runs) {
+    requirePrivate(options);
     const { model, adapter, device = defaultDevice() } = options;
     requireFitting(adapter, places.get(model) as DecoderPlaces, device);
     starterOf(openModel(model), options, device);
@@ -159,6 +163,7 @@ class FinetuneRun {
 
   async execute(): Promise<FinetuneResult> {
     const { options, observer } = this;
+    requirePrivate(options);
     requireUsableOut(options.out);
     const target = path.resolve(options.out);
     this.lock = lockOutput(kOp, target);
@@ -183,6 +188,7 @@ class FinetuneRun {
     observer.phase?.('tokenising');
     const report = (done: number, total: number) => this.breathe(done, total);
     const data = await packText(kOp, source, tokenizer, options.seqLen, report);
+    const privacy = privacyOf(options, data.train.count);
     observer.phase?.(options.format.format === 'none' ? 'loading' : 'quantising');
     const { decoder, sha256 } = await this.load(model, device, report);
     this.decoder = decoder;
@@ -190,7 +196,7 @@ class FinetuneRun {
     const adapters = new AdapterSet(decoder, options.adapter, options.train.seed, started);
     this.adapters = adapters;
     for (const text of await requireWritable(adapters)) observer.warning?.(text);
-    const trainer = new ModelTrainer(decoder, adapters, data, options.train);
+    const trainer = new ModelTrainer(decoder, adapters, data, privateTrain(options.train, privacy));
     this.trainer = trainer;
     const identity = identityOf(options, {
       config: model.decoder,
@@ -231,7 +237,8 @@ class FinetuneRun {
     const after = await this.samples(trainer, tokenizer, prompts, true);
     const { method, settings } = options.adapter;
     const plain = method.method === 'lora' && settings.loraBias !== true && starter === undefined;
-    const comparison = options.compare && plain ? await this.compare(trainer) : undefined;
+    const compares = options.compare && plain && privacy === undefined;
+    const comparison = compares ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
     return {
       out: options.out,
@@ -246,6 +253,7 @@ class FinetuneRun {
       memory: decoder.weights.memory,
       layouts: this.layouts,
       comparison,
+      ...(privacy === undefined ? {} : { privacy }),
       samples: before.map(({ prompt, text }, i) => ({
         prompt,
         before: text,

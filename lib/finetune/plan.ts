@@ -9,6 +9,7 @@ import { requireFitting } from '../train/adapter-set.js';
 import { fittingChange, memoryOfRun, type RunMemory, type RunSize } from '../train/memory.js';
 import type { FinetuneOptions } from './finetune-files.js';
 import { requireLength } from './finetune-files.js';
+import { requirePrivate } from './privacy.js';
 import { starterOf } from './start.js';
 
 const kOp = 'finetune';
@@ -27,10 +28,11 @@ export interface RunPlan {
   readonly change?: string;
 }
 
-function sizeOf({ train, seqLen, format }: FinetuneOptions, parameters: number): RunSize {
+function sizeOf({ train, seqLen, format, privacy }: FinetuneOptions, parameters: number): RunSize {
   const { batch, dtype, recompute, optimizer, optimizerSettings } = train;
   return {
     ...{ batch, seqLen, dtype, recompute, format, parameters },
+    perExample: privacy !== undefined,
     ...(optimizer === undefined ? {} : { optimizer }),
     ...(optimizerSettings === undefined ? {} : { optimizerSettings }),
   };
@@ -41,6 +43,7 @@ function sizeOf({ train, seqLen, format }: FinetuneOptions, parameters: number):
  * @throws LowrankError as `finetune`
  */
 export function planRun(options: FinetuneOptions): RunPlan {
+  requirePrivate(options);
   const model = openModel(options.model);
   requireLength(options.seqLen, model.decoder.maxPositionEmbeddings);
   const device = options.device ?? defaultDevice();

@@ -96,7 +96,7 @@ function configFields(config: DecoderConfig): RunIdentity {
 
 /** Uses the names of the files and of the command's options, so that an error names what to change. */
 export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIdentity {
-  const { format, adapter, train, seqLen, separator } = options;
+  const { format, adapter, train, seqLen, separator, privacy } = options;
   const hashes = { 'model weights': inputs.weights, ...inputs.tokenizer, text: inputs.text };
   return {
     ...configFields(inputs.config),
@@ -120,6 +120,7 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     'weight-decay': train.weightDecay,
     ...optimizerFields(train),
     clip: train.clip,
+    ...privacy,
     seed: train.seed,
     dtype: train.dtype,
   };

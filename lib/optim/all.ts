@@ -20,6 +20,7 @@ export { lion } from './elementwise/lion.js';
 export { rmsprop } from './elementwise/rmsprop.js';
 export { scheduleFree } from './elementwise/schedule-free.js';
 export { sgd } from './elementwise/sgd.js';
+export { gsLora } from './low-rank/gs-lora.js';
 export { loraFa } from './low-rank/lora-fa.js';
 export { loraPlus } from './low-rank/lora-plus.js';
 export { loraPro, loraProFull } from './low-rank/lora-pro.js';

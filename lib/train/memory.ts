@@ -28,6 +28,8 @@ export interface RunSize {
   readonly format: BaseFormat;
   /** Number of trained values. */
   readonly parameters: number;
+  /** Are gradients of single sequences clipped? Default false. */
+  readonly perExample?: boolean;
   /** Default `adamw`. */
   readonly optimizer?: AnyOptimizer;
   /** Settings of the optimiser that differ from its defaults. */
@@ -76,13 +78,19 @@ export function memoryOfRun(model: ModelFiles, size: RunSize): RunMemory {
   const backward = tokens * Math.max(...blocks.map((block) => block.backward));
   const { optimizer = adamw, optimizerSettings } = size;
   const settings = optimizerSettingsOf('memoryOfRun', optimizer, optimizerSettings);
+  // The gradients of all outputs, and of one layer's factors for each sequence: twice, as a product needs zeros to add to.
+  const linears = model.places.layers.flatMap(layerLinears);
+  const outputs = linears.reduce((sum, { N }) => sum + N, 0);
+  const own =
+    size.perExample === true ? { rows: element * outputs, factors: 8 * batch } : undefined;
   const states = stateBytesEach(optimizer, settings, config.hiddenSize);
   const parts = {
     base: baseBytes(model, size.format),
     adapters: 4 * parameters,
     optimizer: (4 + states) * parameters,
-    activations: tokens * kept,
-    work: backward + loss + kWaiting,
+    activations: tokens * (kept + (own?.rows ?? 0)),
+    work:
+      backward + loss + kWaiting + Math.ceil(((own?.factors ?? 0) * parameters) / linears.length),
   };
   return { ...parts, total: Object.values(parts).reduce((a, b) => a + b, 0) };
 }
@@ -177,6 +185,11 @@ export function fittingChange(
   const fits = (change: Partial<RunSize>) =>
     memoryOfRun(model, { ...size, ...change }).total <= most;
   const one = { batch: 1 };
+  if (size.perExample === true) {
+    return size.batch > 1 && fits(one)
+      ? `--batch 1 --accumulate ${size.batch * accumulate}`
+      : undefined;
+  }
   const spread = `--batch 1 --accumulate ${size.batch * accumulate}`;
   if (!size.recompute && fits({ recompute: true })) return '--recompute';
   if (size.batch > 1 && fits(one)) return spread;

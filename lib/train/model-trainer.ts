@@ -15,12 +15,15 @@ import type { Decoder } from '../model/decoder.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { Indices } from '../ops/model/indices.js';
 import type { AnyOptimizer } from '../optim/definition/definition.js';
+import { poissonSample } from '../statistics/privacy/draws.js';
 import type { SequenceSet, TextData } from '../text/text-data.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
+import type { PrivateSteps } from './private-step.js';
 import { learningRate } from './schedule.js';
+import type { PassPlace, TrainPass } from './train-pass.js';
 import type { TrainStep } from './train-step.js';
-import { type PassPlace, Trainer, type TrainPass } from './trainer.js';
+import { Trainer } from './trainer.js';
 
 /** Settings of a training run. */
 export interface TrainOptions {
@@ -33,9 +36,14 @@ export interface TrainOptions {
   readonly lr: number;
   readonly warmup: number;
   readonly weightDecay: number;
-  /** Maximum global norm of the gradient. */
+  /** Maximum global norm of the gradient; with `privacy`, of each sequence's. */
   readonly clip: number;
   readonly seed: number;
+  /**
+   * Default none. A private step takes each training sequence with the probability batch · accumulate / sequences, in as many
+   * passes of up to `batch` as that needs.
+   */
+  readonly privacy?: Pick<PrivateSteps, 'noise'>;
   /** Default `adamw`. */
   readonly optimizer?: AnyOptimizer;
   /** Settings of the optimiser that differ from its defaults. */
@@ -55,7 +63,10 @@ export interface TrainOptions {
 export interface StepResult {
   /** Number of finished steps, including this one. */
   readonly step: number;
-  /** Mean training loss in nats per token before the update, without the method's penalty. */
+  /**
+   * Mean training loss in nats per token before the update, without the method's penalty; 0 for a private step that took no
+   * sequence.
+   */
   readonly loss: number;
   readonly gradientNorm: number;
   readonly lr: number;
@@ -87,16 +98,19 @@ export class ModelTrainer implements Disposable {
     readonly data: TextData,
     readonly options: TrainOptions,
   ) {
-    const { weightDecay, clip, seed, optimizer, optimizerSettings } = options;
+    const { weightDecay, clip, seed, optimizer, optimizerSettings, privacy } = options;
+    const examples = options.batch * options.accumulate;
     this.trainer = new Trainer(adapters.parameters, {
       weightDecay,
       clip,
       seed,
+      ...(privacy === undefined ? {} : { privacy: { noise: privacy.noise, examples } }),
       ...(optimizer === undefined ? {} : { optimizer }),
       ...(optimizerSettings === undefined ? {} : { settings: optimizerSettings }),
     });
     const { method, definition } = adapters.config.method;
     if (options.capture === false) this.#notCaptured = 'capture is false';
+    else if (privacy !== undefined) this.#notCaptured = 'private steps differ in their sequences';
     else if (!decoder.weights.device.startsWith('cuda')) {
       this.#notCaptured = `${decoder.weights.device} is no CUDA device`;
     } else if (definition.indexesFollowValues === true) {
@@ -121,7 +135,8 @@ export class ModelTrainer implements Disposable {
    * @throws LowrankError `ERR_NON_FINITE` if the loss or its gradient is not finite; then no value was updated
    */
   async train(): Promise<StepResult> {
-    const { steps, accumulate, batch, lr, warmup } = this.options;
+    const { steps, lr, warmup } = this.options;
+    const sequences = this.sequencesOfStep(this.step).length;
     this.adapters.refresh();
     const constant = this.trainer.optimizer.schedule === 'constant';
     const rate = learningRate(this.step, lr, warmup, steps, constant);
@@ -135,7 +150,7 @@ export class ModelTrainer implements Disposable {
         'Lower the learning rate (--lr)';
       throw new LowrankError('ERR_NON_FINITE', text, { op: 'finetune' });
     }
-    const tokens = accumulate * batch * this.data.train.T;
+    const tokens = sequences * this.data.train.T;
     return { step: this.step, loss, gradientNorm, lr: rate, tokens };
   }
 
@@ -197,11 +212,11 @@ export class ModelTrainer implements Disposable {
 
   /** The passes of the next step. */
   passes(): readonly TrainPass[] {
-    const { accumulate } = this.options;
-    return Array.from({ length: accumulate }, (_, pass): TrainPass => {
-      const batch = this.#batchOf(pass);
-      return (tape, place) => this.#pass(tape, batch, place);
-    });
+    return this.nextBatches().map(
+      (batch): TrainPass =>
+        (tape, place) =>
+          this.#pass(tape, batch, place),
+    );
   }
 
   #pass(
@@ -209,13 +224,19 @@ export class ModelTrainer implements Disposable {
     { ids, targets }: Batch | CapturedSteps['batches'][number],
     { seed }: PassPlace,
   ) {
-    const { batch: B, accumulate, dtype, recompute } = this.options;
+    const { accumulate, dtype, recompute, privacy } = this.options;
     const { byModule, experts } = this.adapters;
+    const { T } = this.data.train;
+    const B = ids.length / T;
     const call = { adapters: byModule, experts, dtype, recompute, seed };
-    const { features } = this.decoder.forward(tape, { ids, B, T: this.data.train.T }, call);
-    const scale = 1 / (accumulate * targets.length);
+    const { features } = this.decoder.forward(tape, { ids, B, T }, call);
+    const scale = privacy === undefined ? 1 / (accumulate * targets.length) : 1 / T;
     const { loss } = this.decoder.loss(tape, features, targets, { ...call, scale });
-    return { loss, added: this.#penalties(seed) };
+    return {
+      loss,
+      added: this.#penalties(seed),
+      ...(privacy === undefined ? {} : { examples: B }),
+    };
   }
 
   /**
@@ -242,7 +263,11 @@ export class ModelTrainer implements Disposable {
 
   /** Indices of the sequences that a step trains on, over all its passes. */
   sequencesOfStep(step: number): number[] {
-    const { accumulate } = this.options;
+    const { batch, accumulate, privacy, seed } = this.options;
+    if (privacy !== undefined) {
+      const { count } = this.data.train;
+      return [...poissonSample(count, (batch * accumulate) / count, seed, 'sequences', step)];
+    }
     return Array.from({ length: accumulate }, (_, pass) =>
       Array.from(this.#indices(step * accumulate + pass)),
     ).flat();
@@ -250,11 +275,11 @@ export class ModelTrainer implements Disposable {
 
   /** Ids and targets of the next step, one batch per pass. */
   nextBatches(): Batch[] {
-    return Array.from({ length: this.options.accumulate }, (_, pass) => this.#batchOf(pass));
-  }
-
-  #batchOf(pass: number): Batch {
-    return this.data.train.batch(this.#indices(this.step * this.options.accumulate + pass));
+    const { batch } = this.options;
+    const sequences = this.sequencesOfStep(this.step);
+    return Array.from({ length: Math.ceil(sequences.length / batch) }, (_, pass) =>
+      this.data.train.batch(sequences.slice(pass * batch, (pass + 1) * batch)),
+    );
   }
 
   /** Sequences of a pass: each epoch is a permutation, determined by the seed and its number. */

@@ -1,6 +1,5 @@
 /** A training step: passes over a tape, the sum of their gradients, clipping, an optimiser. */
 
-import type { Value } from '../autograd/gradient-tape.js';
 import { ModelTape } from '../autograd/model/model-tape.js';
 import type { DeviceSeed } from '../core/device-seed.js';
 import { fail, markClass, wrongType } from '../core/errors.js';
@@ -16,6 +15,8 @@ import { optimizerSettings } from '../optim/definition/settings.js';
 import { adamw } from '../optim/elementwise/adamw.js';
 import { OptimizerRun, type StoredState } from '../optim/run/optimizer-run.js';
 import { CapturedTraining, type CaptureStepOptions } from './captured-training.js';
+import { checkPrivacy, noisyMean, type PrivateSteps, runPrivatePass } from './private-step.js';
+import type { TrainPass } from './train-pass.js';
 import {
   freeStep,
   readBoth,
@@ -35,33 +36,13 @@ export interface TrainerOptions {
   readonly lr?: number;
   /** Decoupled; default 0. */
   readonly weightDecay?: number;
-  /** Largest global norm of the gradients; default none. */
+  /** Largest global norm of the gradients, with `privacy` of each example's; default none. */
   readonly clip?: number;
-  /** Names the random numbers of the run, those of dropout first; default 1. */
+  /** Names the random numbers of the run, those of dropout first; default 1. With `privacy`, keep it to yourself. */
   readonly seed?: number;
+  /** Default none: steps are not private. */
+  readonly privacy?: PrivateSteps;
 }
-
-/** What a pass knows beside its tape. In a captured step these are the numbers of the capture. */
-export interface PassPlace {
-  /** Number of finished steps. */
-  readonly step: number;
-  /** Index of the pass in its step. */
-  readonly pass: number;
-  /** Another in each pass of each step; the tape's dropout draws from it. */
-  readonly seed: number;
-}
-
-/**
- * What a pass gives: a loss [1], and gradients by tensor that do not follow from it, like those of a penalty. The step
- * frees these gradients.
- */
-export interface PassResult {
-  readonly loss: Value;
-  readonly added?: Iterable<readonly [Tensor, Tensor]>;
-}
-
-/** A forward pass on a tape. */
-export type TrainPass = (tape: ModelTape, place: PassPlace) => Value | PassResult;
 
 /** A parameter, and the tensors over its memory. */
 interface Entry {
@@ -82,6 +63,7 @@ export class Trainer implements Disposable {
   readonly #optimizer: OptimizerRun;
   readonly #lr: number;
   readonly #clip: number | undefined;
+  readonly #privacy: PrivateSteps | undefined;
   readonly #seed: number;
   #steps = 0;
   /** The trained values, while the parameters hold those that are evaluated. */
@@ -100,6 +82,7 @@ export class Trainer implements Disposable {
       weightDecay: true,
       clip: true,
       seed: true,
+      privacy: true,
     });
     const { optimizer = adamw, weightDecay = 0, lr = 1e-3, clip, seed = 1 } = given;
     checkParameters(op, parameters);
@@ -107,6 +90,7 @@ export class Trainer implements Disposable {
     this.#lr = notNegative(op, 'lr', lr);
     this.#clip = clip === undefined ? undefined : checkFinite(op, 'clip', clip);
     if (clip !== undefined && clip <= 0) fail('ERR_VALUE', op, 'clip', 'above 0', String(clip));
+    this.#privacy = checkPrivacy(op, given.privacy, clip);
     this.#seed = checkInteger(op, 'seed', seed, 0, Number.MAX_SAFE_INTEGER);
     const decay = notNegative(op, 'weightDecay', weightDecay);
     this.#optimizer = new OptimizerRun(op, optimizer, settings, parameters, decay);
@@ -185,7 +169,8 @@ export class Trainer implements Disposable {
   }
 
   /**
-   * Queues one update. Several passes add up: give each the share of the loss that it stands for.
+   * Queues one update. Several passes add up: give each the share of the loss that it stands for. A private step may have
+   * none, and its loss is the mean over its examples.
    * @param passes one, or several for gradients of more rows than fit at once
    * @throws ERR_TYPE, ERR_VALUE; what a pass throws, and then nothing was updated
    */
@@ -227,6 +212,9 @@ export class Trainer implements Disposable {
     if (capturable !== true) {
       fail('ERR_UNSUPPORTED', op, 'the optimiser', 'capturable', `"${optimizer}"`);
     }
+    if (this.#privacy !== undefined) {
+      fail('ERR_UNSUPPORTED', op, 'privacy', 'none (its steps differ in examples)', 'given');
+    }
     const count = Array.isArray(passes) ? passes.length : 1;
     return new CapturedTraining(
       {
@@ -264,7 +252,7 @@ export class Trainer implements Disposable {
       this.#optimizer.step({
         gradients,
         norm: gradientNorm,
-        maxNorm: this.#clip,
+        maxNorm: this.#privacy === undefined ? this.#clip : undefined,
         lr,
         step: this.#steps + 1,
         captured: inputs,
@@ -286,6 +274,7 @@ export class Trainer implements Disposable {
 
   #backward(op: string, passes: TrainPass | readonly TrainPass[], inputs?: StepInputs) {
     const all = Array.isArray(passes) ? passes : [passes];
+    if (this.#privacy !== undefined) return this.#privately(op, all, this.#privacy);
     if (all.length === 0) fail('ERR_VALUE', op, 'passes', 'at least one', 'none');
     // The tree depends on the number of passes only, so the bits do too.
     const sum = new TreeSum<readonly (Tensor | undefined)[]>((a, b) =>
@@ -297,6 +286,33 @@ export class Trainer implements Disposable {
     }
     const [loss, ...gradients] = sum.total() as readonly [Tensor, ...(Tensor | undefined)[]];
     return { loss, gradients };
+  }
+
+  /** A private step's gradients, and the mean loss of its examples, of which there may be none. */
+  #privately(op: string, all: readonly TrainPass[], privacy: PrivateSteps) {
+    const clip = this.#clip as number;
+    const tensors = this.#entries.map(({ parameter }) => parameter.tensor);
+    const trained = tensors.filter((_, i) => !this.#optimizer.isFrozen(i));
+    const sum = new TreeSum<readonly (Tensor | undefined)[]>((a, b) =>
+      a.map((part, i) => addUp([part, b[i]])),
+    );
+    let taken = 0;
+    for (const [i, pass] of all.entries()) {
+      if (typeof pass !== 'function') throw wrongType(op, 'passes', 'functions', pass);
+      const place = { step: this.#steps, pass: i, seed: this.#seedOf(i) };
+      const made = scope(() => runPrivatePass(op, pass, place, { trained, all: tensors, clip }));
+      taken += made.examples;
+      sum.add([made.loss, ...made.sums]);
+    }
+    const device = (tensors[0] as Tensor).device;
+    const nothing = Tensor.zeros([1], { device });
+    const [loss = nothing, ...sums] = all.length === 0 ? [] : sum.total();
+    const gradients = this.#entries.map(({ parameter: { tensor, name } }, i) => {
+      if (this.#optimizer.isFrozen(i)) return undefined;
+      const call = { clip, seed: this.#seed, step: this.#steps, name };
+      return noisyMean(sums[i], tensor, privacy, call);
+    });
+    return { loss: multiplyAdd({ a: loss, alpha: 1 / Math.max(taken, 1) }), gradients };
   }
 
   /** The loss, then the gradients. */

@@ -28,13 +28,20 @@ describe('the memory of a run', () => {
     ['nf4, f32', { format: 'nf4' }, 'f32', false],
     ['int4, bf16', { format: 'int4' }, 'bf16', false],
     ['double quantisation, run twice', { format: 'nf4', doubleQuant: true }, 'f32', true],
+    ['private, f32', { format: 'nf4' }, 'f32', false, { noise: 1 }],
+    ['private, bf16', { format: 'nf4' }, 'bf16', false, { noise: 1 }],
   ] as const)(
     'is what the device counts, with little room: %s',
-    async (_, format, dtype, recompute) => {
-      const tiny = tinyTrainer(checkpoint, format, { batch, T, dtype, recompute });
+    async (_, format, dtype, recompute, privacy?: { readonly noise: number }) => {
+      const own = privacy === undefined ? {} : { privacy };
+      const tiny = tinyTrainer(checkpoint, format, { batch, T, dtype, recompute, ...own });
       const { trainer, decoder, model } = tiny;
       const parameters = trainer.adapters.parameterCount;
-      const planned = memoryOfRun(model, { ...size, format, dtype, recompute, parameters });
+      const perExample = privacy !== undefined;
+      const sizes = { ...size, format, dtype, recompute, parameters, perExample };
+      const planned = memoryOfRun(model, sizes);
+      // Private steps take other numbers of sequences: here as many as others.
+      if (perExample) trainer.sequencesOfStep = () => [0, 1, 2, 3];
       const { linear_bytes, other_bytes } = decoder.weights.memory;
       expect(planned.base).toBe(linear_bytes + other_bytes);
       await trainer.train();

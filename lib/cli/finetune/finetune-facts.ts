@@ -16,14 +16,14 @@ export function settingsOf(
   args: readonly string[],
   layouts: readonly string[],
 ): Fact[] {
-  const { adapter, train, format, device = defaultDevice() } = options;
+  const { adapter, train, format, privacy, device = defaultDevice() } = options;
   const { method, definition } = adapter.method;
   const settings = { ...(definition.defaults as object), ...adapter.settings };
   const list = Object.entries(settings).map(([name, value]) => `${name} ${String(value)}`);
   const { isa, name } = deviceInfo(device);
   const processor = device === 'cpu' ? `${cpus()[0]?.model ?? name}, ${isa}` : name;
   return [
-    { name: 'command', value: ['lowrank finetune', ...args.map(quoted)].join(' ') },
+    { name: 'command', value: ['lowrank finetune', ...shownArguments(args, privacy)].join(' ') },
     { name: 'model', value: printable(options.model) },
     { name: 'data', value: printable(options.data), note: `${options.seqLen} tokens a sequence` },
     { name: 'method', value: method, note: list.join(', ') },
@@ -38,10 +38,19 @@ export function settingsOf(
       value: `${train.steps} of ${train.batch * train.accumulate} sequences`,
       note: `${optimizerText(train)}, rate ${train.lr}, warm-up ${train.warmup}, decay ${train.weightDecay}, clip ${train.clip}`,
     },
-    { name: 'seed', value: String(train.seed) },
+    { name: 'seed', value: privacy === undefined ? String(train.seed) : 'not shown' },
     { name: 'machine', value: processor, note: `device ${device}, lowrank ${version()}` },
     { name: 'date', value: new Date().toISOString() },
   ];
+}
+
+/** The seed of a private run stays with who ran it. */
+function shownArguments(args: readonly string[], privacy: FinetuneOptions['privacy']): string[] {
+  if (privacy === undefined) return args.map(quoted);
+  return args.map((text, i) => {
+    if (args[i - 1] === '--seed') return '...';
+    return text.startsWith('--seed=') ? '--seed=...' : quoted(text);
+  });
 }
 
 /** Where the adapters begin, if not at the method's own start. */
@@ -120,6 +129,14 @@ export function factsOf(options: FinetuneOptions, result: FinetuneResult, second
       note: `${mebibytes(memory.linearF32_bytes)} in f32, ${(memory.linearF32_bytes / memory.linear_bytes).toFixed(1)} x less`,
     },
   ];
+  if (result.privacy !== undefined) {
+    const { epsilon, delta, noise, clip, sampleRate } = result.privacy;
+    facts.push({
+      name: 'privacy of a sequence',
+      value: `epsilon ${epsilon.toPrecision(3)}`,
+      note: `delta ${delta}; noise ${noise.toPrecision(3)}, clip ${clip}, sampled at ${percent(sampleRate)}`,
+    });
+  }
   if (comparison !== undefined) {
     facts.push({
       name: 'a training step',

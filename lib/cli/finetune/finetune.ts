@@ -30,6 +30,7 @@ import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
 import { factsOf, machineReadable, planFacts, settingsOf, summary } from './finetune-facts.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
 import type { ChosenOptimizer } from './finetune-optimizer.js';
+import { readPrivacy } from './finetune-privacy.js';
 import { reportHtml } from './finetune-report.js';
 
 const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
@@ -75,6 +76,10 @@ Training
   --weight-decay X    decoupled                                           [0]
   --clip X            largest global norm of the gradient                 [1]
   --seed N            names every random choice                           [1]
+  --epsilon X         differentially private training: noise for this epsilon (docs/training/statistics.md); needs --clip,
+                      now the bound of each sequence's gradient, --delta, and a --seed that nobody else knows
+  --noise X           instead of --epsilon: noise of X times --clip; the run says which epsilon it gives
+  --delta X           of both; below one over the number of training sequences
   --dtype D           of the activations: f32, bf16 or f16    [bf16 where the device is faster in it]
   --recompute         keep less of the forward pass, and run each block twice: the same bits
   --eval-every N      steps between held-out evaluations, 0 for none      [a fifth of the steps]
@@ -122,6 +127,9 @@ const kOptions = {
   warmup: { type: 'string' },
   'weight-decay': { type: 'string' },
   clip: { type: 'string' },
+  epsilon: { type: 'string' },
+  noise: { type: 'string' },
+  delta: { type: 'string' },
   seed: { type: 'string' },
   dtype: { type: 'string' },
   recompute: { type: 'boolean' },
@@ -267,6 +275,7 @@ function readOptions(
   const targets = parsed.text('targets') ?? 'all-linear';
   const tokenizer = parsed.text('tokenizer');
   const dtype = parsed.choice('dtype', 'auto', ['auto', 'f32', 'bf16', 'f16']);
+  const privacy = readPrivacy(parsed);
   const evalEvery = Math.max(1, Math.ceil(steps / 5));
   return {
     model: parsed.text('model') ?? bundledModel(),
@@ -304,6 +313,7 @@ function readOptions(
       optimizer,
       optimizerSettings,
     },
+    ...(privacy === undefined ? {} : { privacy }),
     evalEvery: parsed.integer('eval-every', evalEvery, 0, most),
     saveEvery: parsed.integer('save-every', 100, 0, most),
     resume: parsed.flag('resume'),

@@ -1,5 +1,6 @@
 /** Passes over data that see the inputs and the first gradients of a model's layers. */
 
+import type { Adapter } from '../../adapters/definition/adapter.js';
 import type { DType } from '../../core/dtype.js';
 import { full } from '../../core/full.js';
 import { scope } from '../../core/scope.js';
@@ -30,6 +31,47 @@ export interface Observed {
 
 /** Called before each batch; may throw to stop. */
 export type OnBatch = (done: number, total: number) => void | Promise<void>;
+
+/** How {@link observePasses} works. */
+export interface ObservedPasses {
+  readonly observers: ReadonlyMap<BaseWeight, LayerObserver>;
+  /** Is there a backward pass, of the mean loss of a batch? */
+  readonly back: boolean;
+  /** By module; default none: the base model. */
+  readonly adapters?: ReadonlyMap<string, Adapter>;
+  readonly onBatch?: OnBatch | undefined;
+  /** Called before the pass of a batch. */
+  readonly begin?: () => void;
+}
+
+/** Runs data through a model whose linear layers are observed. */
+export async function observePasses(
+  decoder: Decoder,
+  { batches, T, dtype }: CalibrationData,
+  { observers, back, adapters = new Map(), onBatch = () => {}, begin }: ObservedPasses,
+): Promise<void> {
+  const { device } = decoder.weights;
+  for (const [i, { ids, targets }] of batches.entries()) {
+    await onBatch(i, batches.length);
+    begin?.();
+    scope(() => {
+      const tape = new ObservingTape(observers, back);
+      const call = { dtype, adapters };
+      const tokens = { ids, B: ids.length / T, T };
+      const { features, embedded } = decoder.forward(tape, tokens, {
+        ...call,
+        inputGradient: back,
+      });
+      if (!back) return;
+      const { loss } = decoder.loss(tape, features, targets, {
+        ...call,
+        scale: 1 / targets.length,
+      });
+      const one = full(loss.shape, 1, { device });
+      tape.gradients('calibrate', loss, one, [embedded], { release: true });
+    });
+  }
+}
 
 /**
  * Runs data through a base model without adapters.
@@ -72,26 +114,11 @@ export async function calibrate(
       return [w, { gradient }];
     }),
   );
-  const total = data.batches.length;
-  for (const [i, { ids, targets }] of data.batches.entries()) {
-    await onBatch(i, total);
+  const begin = () => {
     seen = new Map();
-    scope(() => {
-      const back = wanted === 'gradient';
-      const tape = new ObservingTape(observers, back);
-      const { T, dtype } = data;
-      const { features, embedded } = decoder.forward(
-        tape,
-        { ids, B: ids.length / T, T },
-        { dtype, inputGradient: back },
-      );
-      if (!back) return;
-      const scale = 1 / targets.length;
-      const { loss } = decoder.loss(tape, features, targets, { dtype, scale });
-      const one = full(loss.shape, 1, { device });
-      tape.gradients('calibrate', loss, one, [embedded], { release: true });
-    });
-  }
+  };
+  await observePasses(decoder, data, { observers, back: wanted === 'gradient', onBatch, begin });
+  const total = data.batches.length;
   return found.map(({ inputs, dw }) => {
     if (dw === undefined) return inputs === undefined ? {} : { inputs };
     const mean = multiplyAdd({ a: dw, alpha: 1 / Math.max(total, 1) });

@@ -11,7 +11,12 @@ export interface LayerObserver {
   gradient?(dy: Tensor, x: Tensor): void;
 }
 
-/** A tape that tells observers of the linear layers over certain base weights. It changes no value. */
+type Expand = Parameters<ModelTape['expand']>;
+type ExpandWithNorms = Parameters<ModelTape['expandWithNorms']>;
+
+/**
+ * A tape that tells observers of the linear layers over certain base weights. Values are those of an evaluation: without dropout.
+ */
 export class ObservingTape extends ModelTape {
   readonly #observers: ReadonlyMap<BaseWeight, LayerObserver>;
 
@@ -21,7 +26,27 @@ export class ObservingTape extends ModelTape {
   }
 
   override linear(x: Value, w: BaseWeight, bias?: Value): Value {
-    const y = super.linear(x, w, bias);
+    return this.#observed(super.linear(x, w, bias), x, w);
+  }
+
+  override expand(...[x, w, h, b, options]: Expand): Value {
+    return this.#observed(super.expand(x, w, h, b, options), x, w);
+  }
+
+  override expandWithNorms(...[x, w, h, parts, kept]: ExpandWithNorms) {
+    const { y, norms } = super.expandWithNorms(x, w, h, parts, kept);
+    return { y: this.#observed(y, x, w), norms };
+  }
+
+  override shrink(x: Value, a: Value, options: { scaling?: number; dropout?: number } = {}): Value {
+    return super.shrink(x, a, { ...options, dropout: 0 });
+  }
+
+  override dropout(a: Value): Value {
+    return a;
+  }
+
+  #observed(y: Value, x: Value, w: BaseWeight): Value {
     const observer = this.#observers.get(w);
     if (observer === undefined) return y;
     observer.input?.(x.tensor);
