@@ -63,6 +63,7 @@ export {
   type WeightGradTilesOptions,
   weightGradTiles,
 } from './autograd/dense-update.js';
+export { type FakeQuantizeOptions, fakeQuantize } from './autograd/fake-quantize.js';
 export {
   type BackwardFunction,
   type BackwardPass,
@@ -423,6 +424,8 @@ export {
 export { oneHot } from './ops/one-hot.js';
 export { type AdamWStepOptions, adamwStep, globalNorm } from './ops/optimizer-step.js';
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
+export { freezeGrid } from './ops/quantizers/freeze-grid.js';
+export type { ClippedBy, GridCodes, UniformGrid } from './ops/quantizers/uniform-grid.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 /** Every optimiser that comes with the library, by name: docs/optimizers.md. */
