@@ -7,6 +7,7 @@ export { eva } from './methods/eva.js';
 export { federa } from './methods/federa.js';
 export { goat } from './methods/goat.js';
 export { gora } from './methods/gora.js';
+export { icq } from './methods/icq.js';
 export { inflora } from './methods/inflora.js';
 export { kasa } from './methods/kasa.js';
 export { loftq } from './methods/loftq.js';

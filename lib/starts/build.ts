@@ -112,7 +112,7 @@ function baseOf(
   adapter: Adapter,
   base: StartFactors['base'],
 ): { readonly base?: BaseWeight } {
-  const replaces = start.replacesBase === true;
+  const replaces = start.replacesBase === true || start.replacesBase === 'format';
   if (replaces !== (base !== undefined)) {
     const expected = replaces ? 'given, because of replacesBase' : 'left out without replacesBase';
     fail('ERR_VALUE', op, 'base', expected, base === undefined ? 'none' : 'one');

@@ -91,8 +91,12 @@ export interface StartDefinition<S extends object> {
   readonly quantises?: boolean;
   /** Methods of adapters that it starts; default `lora`. */
   readonly adapters?: readonly string[];
-  /** Does it replace the base? Then `factors` must return one, and layers that the files hold quantised are refused. Default false. */
-  readonly replacesBase?: boolean;
+  /**
+   * Does it replace the base? Then `factors` must return one, and layers that the files hold quantised are refused. `true`: part
+   * of the weight moves into the adapter. `format`: the new base is w, in a format of the start's own, and the adapter belongs
+   * to any base of the model. Default false.
+   */
+  readonly replacesBase?: boolean | 'format';
   /** Tensors of the method that are not trained after this start; default none. */
   readonly frozen?: readonly string[];
   /** PEFT's `init_lora_weights` for adapters that it loads as they are; default true. */
@@ -171,7 +175,8 @@ export function defineStart<S extends object>(definition: StartDefinition<S>): S
   for (const name of ['replacesBase', 'quantises']) {
     const value = own[name];
     if (value === undefined || typeof value === 'boolean') continue;
-    throw wrongType(op, name, 'a boolean', value);
+    if (name === 'replacesBase' && value === 'format') continue;
+    throw wrongType(op, name, name === 'quantises' ? 'a boolean' : 'a boolean or format', value);
   }
   for (const name of ['adapters', 'frozen']) {
     const value = own[name];
