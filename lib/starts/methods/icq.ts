@@ -1,5 +1,5 @@
-import { quantizeByEntropy } from '../../quant/fitted/entropy-shift.js';
 import { QuantizedWeight } from '../../quant/quantized-weight.js';
+import { quantizeByEntropy } from '../../quantizers/entropy-shift.js';
 import { defineStart } from '../definition/definition.js';
 import { integerIn } from '../parts/settings.js';
 

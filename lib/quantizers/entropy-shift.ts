@@ -1,5 +1,5 @@
-import { entryValues } from '../../checkpoint/planar/decode.js';
-import type { PlanarWeight, ScalePlane } from '../../checkpoint/planar/planar-weight.js';
+import { entryValues } from '../checkpoint/planar/decode.js';
+import type { PlanarWeight, ScalePlane } from '../checkpoint/planar/planar-weight.js';
 import {
   absmaxOf,
   type BlockRange,

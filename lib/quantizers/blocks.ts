@@ -1,7 +1,7 @@
 /** Blocks that run over a flattened weight: codes of the nearest level, and planes of their scales. */
 
-import type { PlaneValues, ScalePlane } from '../../checkpoint/planar/planar-weight.js';
-import { formatCodebook } from '../codebook.js';
+import type { PlaneValues, ScalePlane } from '../checkpoint/planar/planar-weight.js';
+import { formatCodebook } from '../quant/codebook.js';
 
 /** Number of blocks whose scales share a factor, as in bitsandbytes' double quantisation. */
 const kNested = 256;
