@@ -19,6 +19,7 @@ export const OWN: Readonly<Record<string, string>> = {
   hydralora: 'not in PEFT',
   'ir-qlora': 'not in PEFT',
   l4q: 'not in PEFT',
+  'lota-qaf': 'not in PEFT',
   kadaptation: 'not in PEFT',
   krona: 'not in PEFT',
   'l-lora': 'not in PEFT',
