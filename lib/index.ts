@@ -453,8 +453,9 @@ export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
 /** Every start of adapters that comes with the library, by name: docs/starts.md. */
 export * as starts from './starts/all.js';
-export type { CalibrationData, OnBatch } from './starts/calibration/calibrate.js';
+export type { OnBatch } from './starts/calibration/calibrate.js';
 export { InputSums } from './starts/calibration/inputs.js';
+export type { CalibrationData } from './starts/definition/calibration-data.js';
 export {
   type AnyStart,
   defineStart,
@@ -464,6 +465,7 @@ export {
   type StartDefinition,
   type StartFactors,
   type StartLayer,
+  type StartModel,
   type StartSource,
 } from './starts/definition/definition.js';
 export { type StartLayerOptions, startLayer } from './starts/start-layer.js';

@@ -22,5 +22,6 @@ export { olora } from './methods/olora.js';
 export { osf } from './methods/osf.js';
 export { pissa } from './methods/pissa.js';
 export { qera } from './methods/qera.js';
+export { rilq } from './methods/rilq.js';
 export { slora } from './methods/slora.js';
 export { srr } from './methods/srr.js';

@@ -1,13 +1,16 @@
 /** Starts of adapters as definitions: initial factors, and the base that they leave, from what is known of a layer. */
 
+import type { Adapter } from '../../adapters/definition/adapter.js';
 import type { Device } from '../../core/device.js';
 import { fail, wrongType } from '../../core/errors.js';
 import type { Tensor } from '../../core/tensor.js';
 import { ownFields } from '../../core/validate.js';
+import type { Decoder } from '../../model/decoder.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
+import type { CalibrationData } from './calibration-data.js';
 
 /** What a start has to know of a layer beside its weight. */
-export type StartSource = 'weight' | 'inputs' | 'gradient' | 'quantised';
+export type StartSource = 'weight' | 'inputs' | 'gradient' | 'quantised' | 'model';
 
 /** Sums over the rows x of a layer's inputs, in float64. */
 export interface LayerInputs {
@@ -40,6 +43,21 @@ export interface StartLayer {
   readonly dw?: Tensor;
   /** A weight [N, K] as the run stores this layer: quantised in its format, or in the dtype of the file. May be called often. */
   quantise(w: Tensor): BaseWeight;
+}
+
+/** A model whose layers are started together. */
+export interface StartModel {
+  /** Those that are started, in the order of the forward pass. */
+  readonly layers: readonly StartLayer[];
+  /** Its linear layers as the files have them, dense. */
+  readonly dense: Decoder;
+  /** As the run stores it. */
+  readonly stored: Decoder;
+  /** New adapters of the layers by module, as without a start; those that are not returned as factors are freed. */
+  readonly adapters: ReadonlyMap<string, Adapter>;
+  readonly data: CalibrationData;
+  /** To be awaited before each pass; may throw to stop. */
+  onBatch(done: number, total: number): void | Promise<void>;
 }
 
 /** How a layer is to be started. */
@@ -82,7 +100,8 @@ export interface StartDefinition<S extends object> {
   readonly reference: string;
   /**
    * What `factors` reads. `weight`: w alone. `quantised`: w, and {@link StartLayer.quantise} in a format. `inputs` and
-   * `gradient`: sums over batches of data, which run through the base model as the run stores it.
+   * `gradient`: sums over batches of data, which run through the base model as the run stores it. `model`: the whole model,
+   * by `together` in place of `factors`.
    */
   readonly from: StartSource;
   /** Settings with their values. */
@@ -117,7 +136,9 @@ export interface StartDefinition<S extends object> {
     sizes: readonly { readonly N: number; readonly K: number }[],
   ): readonly number[];
   /** The initial tensors of one layer. */
-  factors(layer: StartLayer, call: StartCall<S>): StartFactors;
+  factors?(layer: StartLayer, call: StartCall<S>): StartFactors;
+  /** With `from: 'model'`: the initial tensors of every layer, by module. What it makes beside them it frees. */
+  together?(model: StartModel, call: StartCall<S>): Promise<ReadonlyMap<string, StartFactors>>;
 }
 
 /** Any start, whatever its settings. */
@@ -127,7 +148,7 @@ export type AnyStart = StartDefinition<any>;
 /** It is also used on the command line. */
 const kName = /^[A-Za-z0-9][A-Za-z0-9_-]*$/;
 
-const kSources: readonly StartSource[] = ['weight', 'inputs', 'gradient', 'quantised'];
+const kSources: readonly StartSource[] = ['weight', 'inputs', 'gradient', 'quantised', 'model'];
 
 /** Names of options that are no settings. */
 export const kTakenOptions = ['start', 'method', 'format', 'seed', 'inputs', 'dw', 'module'];
@@ -163,7 +184,11 @@ export function defineStart<S extends object>(definition: StartDefinition<S>): S
     const expected = `without settings named ${kTakenOptions.join(', ')}`;
     fail('ERR_VALUE', op, 'defaults', expected, `"${taken}"`);
   }
-  if (typeof own.factors !== 'function') throw wrongType(op, 'factors', 'a function', own.factors);
+  const [wanted, other] = own.from === 'model' ? ['together', 'factors'] : ['factors', 'together'];
+  if (typeof own[wanted] !== 'function') throw wrongType(op, wanted, 'a function', own[wanted]);
+  if (own[other] !== undefined) {
+    fail('ERR_VALUE', op, other, `left out with from: '${own.from}'`, 'given');
+  }
   for (const name of ['check', 'measure', 'ranks']) {
     const value = own[name];
     if (value === undefined || typeof value === 'function') continue;
@@ -203,6 +228,6 @@ export function isStart(value: unknown): value is AnyStart {
     Object.isFrozen(start) &&
     typeof start.start === 'string' &&
     typeof start.defaults === 'object' &&
-    typeof start.factors === 'function'
+    typeof (start.factors ?? start.together) === 'function'
   );
 }
