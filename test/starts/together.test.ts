@@ -1,14 +1,21 @@
 // Starts that see the whole model: their losses fall, the base and the dense model stay, and nothing is left allocated.
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import {
   type Adapter,
   defineStart,
   ModelTape,
   memoryUsage,
+  QuantizedWeight,
   scope,
   Tensor,
 } from '../../lib/index.js';
+import { Decoder } from '../../lib/model/decoder.js';
+import { linearsOf } from '../../lib/model/decoder-weights.js';
+import { clippedLora } from '../../lib/starts/parts/clipped-lora.js';
 import { FactorTraining, meanSquares } from '../../lib/starts/parts/train-factors.js';
+import { startNamed } from '../../lib/starts/start-methods.js';
+import { Starter } from '../../lib/starts/starter.js';
+import { methodNamed } from '../../lib/train/adapter-set.js';
 import { startedTrainer } from './setup.js';
 
 const ROUND = { rounds: 40, lr: 3e-3 };
@@ -68,6 +75,146 @@ describe('rilq', () => {
     expect(lossOf(started)).toBeLessThan(0.9 * lossOf(plain));
     plain.dispose();
     started.dispose();
+  });
+});
+
+describe('apiq', () => {
+  it('brings the features of the model on 2 bits near those of the dense one, far below rounding', async () => {
+    const targets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'];
+    const dense = await startedTrainer('pissa', { format: { format: 'none' } });
+    const run = (rounds: number, lr: number) =>
+      startedTrainer('apiq', {
+        format: { format: 'none' },
+        settings: { bits: 2, rounds, lr, clipLr: lr },
+        targets,
+      });
+    const [rounded, started] = [await run(1, 0), await run(60, 5e-3)];
+    for (const { ids } of started.batches) {
+      const wanted = featuresOf(dense, ids, dense.set.byModule);
+      const [before, after] = [rounded, started].map((each) =>
+        distance(featuresOf(each, ids, each.set.byModule), wanted),
+      ) as [number, number];
+      expect(after).toBeLessThan(0.5 * before);
+    }
+    const { decoder } = started;
+    for (const { w } of decoder.weights.layers.flatMap(linearsOf)) {
+      expect(QuantizedWeight.is(w) && w.format).toBe('planar');
+    }
+    for (const each of [dense, rounded, started]) each.dispose();
+  });
+
+  it('a block sees what the quantised and trained blocks before it give', async () => {
+    const seen: Float32Array[] = [];
+    const block = Decoder.prototype.block;
+    const spy = vi.spyOn(Decoder.prototype, 'block').mockImplementation(function (
+      this: Decoder,
+      tape,
+      index,
+      x,
+      call,
+    ) {
+      if (index === 1 && tape.recording && seen.length < 2) seen.push(x.tensor.readSync());
+      return block.call(this, tape, index, x, call);
+    });
+    const settings = { bits: 2, rounds: 3, lr: 5e-3 };
+    const { decoder, set, batches, T, dispose } = await startedTrainer('apiq', { settings });
+    spy.mockRestore();
+    batches.forEach(({ ids }, i) => {
+      scope(() => {
+        const tape = new ModelTape({ recording: false });
+        const x = decoder.embed(tape, { ids, B: ids.length / T, T }, 'f32');
+        const y = decoder.block(tape, 0, x, { adapters: set.byModule }).tensor.readSync();
+        expect(distance(y, seen[i] as Float32Array)).toBeLessThan(1e-4 * Math.hypot(...y));
+        const plain = decoder.block(tape, 0, x).tensor.readSync();
+        expect(distance(plain, seen[i] as Float32Array)).toBeGreaterThan(1e-3 * Math.hypot(...y));
+      });
+    });
+    dispose();
+  });
+
+  it('needs groups that divide every layer, and settings in range', async () => {
+    for (const [settings, message] of [
+      [{ groupSize: 48 }, /groupSize must be a divisor of the 64 features of a row, got 48/],
+      [{ bits: 0 }, /bits must be an integer from 1 to 8, got 0/],
+      [{ clipLr: -1 }, /clipLr must be from 0 to 1, got -1/],
+    ] as const) {
+      await expect(startedTrainer('apiq', { settings })).rejects.toThrow(message);
+    }
+  });
+});
+
+describe('the layer that ApiQ trains', () => {
+  it('has the gradients of its clips that differences give, with rounding held', () => {
+    scope(() => {
+      const [N, K, B, bits] = [3, 16, 8, 2];
+      const device = 'cpu' as const;
+      const w = Tensor.randn([N, K], { seed: 1, device });
+      const made = clippedLora.create({
+        ...{ inFeatures: K, outFeatures: N, device, weight: w, r: 2, bits, groupSize: B },
+      });
+      const parameters = made.parameters as Record<string, Tensor>;
+      const clips = (seed: number) =>
+        Tensor.randn([N, K / B], { seed, device })
+          .readSync()
+          .map((v) => 0.3 + 0.5 * v);
+      parameters.clipHigh?.write(clips(2));
+      parameters.clipLow?.write(clips(3));
+      // With x the identity, y is the weight on its grid, turned.
+      const eye = new Float32Array(K * K);
+      for (let k = 0; k < K; k++) eye[k * K + k] = 1;
+      const x = Tensor.from(eye, [K, K], { device });
+      const dy = Tensor.randn([K, N], { seed: 4, device });
+      const { y, saved } = made.forward(x, w);
+      const found = made.backward(dy, saved).parameters;
+      const values = w.readSync();
+      const top = 2 ** bits - 1;
+      const sigmoid = (v: number) => 1 / (1 + Math.exp(-v));
+      const ends = { high: 0, low: 0 };
+      for (let g = 0; g < (N * K) / B; g++) {
+        const own = [...values.slice(g * B, (g + 1) * B)];
+        ends.high = Math.max(0, ...own);
+        ends.low = Math.min(0, ...own);
+        const clip = {
+          high: (parameters.clipHigh as Tensor).readSync()[g] as number,
+          low: (parameters.clipLow as Tensor).readSync()[g] as number,
+        };
+        const scaleOf = (high: number, low: number) =>
+          (sigmoid(high) * ends.high - sigmoid(low) * ends.low) / top;
+        const scale = scaleOf(clip.high, clip.low);
+        const zero = Math.round((-sigmoid(clip.low) * ends.low) / scale);
+        /** Σ dy · ŵ of the group; rounding adds what it added, and clipped codes stay at their end. */
+        const sum = (s: number) =>
+          own.reduce((total, value, i) => {
+            const raw = Math.round(value / scale) + zero;
+            const code = Math.min(Math.max(raw, 0), top);
+            const on = raw === code;
+            const q = on
+              ? value + s * (Math.round(value / scale) - value / scale)
+              : s * (code - zero);
+            const [n, k] = [Math.floor((g * B + i) / K), (g * B + i) % K];
+            if (s === scale) {
+              expect(Math.abs((y.readSync()[k * N + n] as number) - q)).toBeLessThan(1e-5);
+            }
+            return total + q * (dy.readSync()[k * N + n] as number);
+          }, 0);
+        sum(scale);
+        const step = 1e-5;
+        const slope = (name: 'high' | 'low') => {
+          const at = (d: number) => {
+            const moved = { ...clip, [name]: clip[name] + d };
+            return sum(scaleOf(moved.high, moved.low));
+          };
+          return (at(step) - at(-step)) / (2 * step);
+        };
+        for (const [name, side] of [
+          ['clipHigh', 'high'],
+          ['clipLow', 'low'],
+        ] as const) {
+          const got = (found[name] as Tensor).readSync()[g] as number;
+          expect(Math.abs(got - slope(side)), `${name} ${g}`).toBeLessThan(1e-4);
+        }
+      }
+    });
   });
 });
 
@@ -160,13 +307,47 @@ describe('training inside of a start', () => {
   });
 });
 
+/** Live tensors once queued ops have run. */
+async function liveTensors(): Promise<number> {
+  const last = Tensor.zeros([1], { device: 'cpu' });
+  await last.read();
+  last.dispose();
+  return memoryUsage('cpu').liveTensors;
+}
+
 describe('a start of a whole model', () => {
-  it('leaves nothing allocated, also where it throws', async () => {
-    (await startedTrainer('rilq', { settings: { rounds: 1 } })).dispose();
-    const before = memoryUsage('cpu').liveTensors;
-    (await startedTrainer('rilq', { settings: { rounds: 1 } })).dispose();
-    expect(memoryUsage('cpu').liveTensors).toBe(before);
-  });
+  it.each(['rilq', 'apiq'])(
+    '%s leaves nothing allocated, also where it is stopped',
+    async (name) => {
+      (await startedTrainer(name, { settings: { rounds: 1 } })).dispose();
+      const before = await liveTensors();
+      const whole = await startedTrainer(name, { settings: { rounds: 1 } });
+      const { model, decoder, batches, T } = whole;
+      let held = 0;
+      for (const last of [3, 0, 1, 3]) {
+        using starter = new Starter(model, {
+          start: startNamed('test', 'start', name),
+          settings: { rounds: 2 },
+          method: methodNamed('test', 'lora'),
+          config: { r: 4 },
+          targets: ['q_proj', 'k_proj', 'down_proj'],
+          format: { format: 'nf4' },
+          device: 'cpu',
+          seed: 3,
+        });
+        const data = { batches, T, dtype: 'f32' } as const;
+        const stop = (done: number) => {
+          if (done === last) throw new Error('stopped');
+        };
+        await expect(starter.finish(decoder, data, stop)).rejects.toThrow('stopped');
+        // The first pass fills the decoder's tables.
+        if (held === 0) held = await liveTensors();
+        expect(await liveTensors()).toBe(held);
+      }
+      whole.dispose();
+      expect(await liveTensors()).toBe(before);
+    },
+  );
 
   it('defineStart wants together in place of factors', () => {
     const plain = { start: 'a', reference: 'b', defaults: {} } as const;

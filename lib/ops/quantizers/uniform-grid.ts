@@ -30,6 +30,15 @@ export interface UniformGrid extends GridCodes {
 /** Sum with it rounds to the nearest integer, a tie to the even one. */
 const kInteger = 1.5 * 2 ** 23;
 
+/** The nearest integers of values within ±2²², a tie the even one, in f32. */
+export function nearestIntegers(a: Tensor): Tensor {
+  const { device } = a;
+  return scope(() => {
+    const shifted = multiplyAdd({ a, c: full([1], kInteger, { device }), dtype: 'f32' });
+    return multiplyAdd({ a: shifted, c: full([1], -kInteger, { device }) });
+  });
+}
+
 interface Checked {
   readonly first: number;
   readonly last: number;

@@ -1,14 +1,14 @@
-import { fail } from '../../core/errors.js';
-import { scope } from '../../core/scope.js';
-import type { Tensor } from '../../core/tensor.js';
-import { svd } from '../../linalg/tensors/svd.js';
-import type { BaseWeight } from '../../ops/base-weight.js';
-import { multiplyAdd } from '../../ops/elementwise.js';
-import { unmergeLora } from '../../ops/lora/merge.js';
-import { defineStart } from '../definition/definition.js';
-import { decoded } from '../parts/decoded.js';
-import { balanced } from '../parts/factors.js';
-import { checkIterations, passesOf } from '../parts/iterations.js';
+import { fail } from '../../../core/errors.js';
+import { scope } from '../../../core/scope.js';
+import type { Tensor } from '../../../core/tensor.js';
+import { svd } from '../../../linalg/tensors/svd.js';
+import type { BaseWeight } from '../../../ops/base-weight.js';
+import { multiplyAdd } from '../../../ops/elementwise.js';
+import { unmergeLora } from '../../../ops/lora/merge.js';
+import { defineStart } from '../../definition/definition.js';
+import { decoded } from '../../parts/decoded.js';
+import { balanced } from '../../parts/factors.js';
+import { checkIterations, passesOf } from '../../parts/iterations.js';
 
 /**
  * Alternates between the base and the factors: `Q ← quantise(w − s · loraB · loraA)`, then `s · loraB · loraA ←` the nearest of

@@ -1,9 +1,9 @@
-import { ModelTape } from '../../autograd/model/model-tape.js';
-import { scope } from '../../core/scope.js';
-import type { Tensor } from '../../core/tensor.js';
-import { defineStart } from '../definition/definition.js';
-import { integerIn, numberIn } from '../parts/settings.js';
-import { FactorTraining, meanSquares } from '../parts/train-factors.js';
+import { ModelTape } from '../../../autograd/model/model-tape.js';
+import { scope } from '../../../core/scope.js';
+import type { Tensor } from '../../../core/tensor.js';
+import { defineStart } from '../../definition/definition.js';
+import { integerIn, numberIn } from '../../parts/settings.js';
+import { FactorTraining, meanSquares } from '../../parts/train-factors.js';
 
 /**
  * Factors that make up for quantising all layers together: they are trained with Adam to bring the features behind the last

@@ -1,7 +1,7 @@
-import { QuantizedWeight } from '../../quant/quantized-weight.js';
-import { quantizeByEntropy } from '../../quantizers/entropy-shift.js';
-import { defineStart } from '../definition/definition.js';
-import { integerIn } from '../parts/settings.js';
+import { QuantizedWeight } from '../../../quant/quantized-weight.js';
+import { quantizeByEntropy } from '../../../quantizers/entropy-shift.js';
+import { defineStart } from '../../definition/definition.js';
+import { integerIn } from '../../parts/settings.js';
 
 /**
  * The quantiser of IR-QLoRA: NormalFloat codes of `w − τ`, with the τ of each block for which the codes carry the most

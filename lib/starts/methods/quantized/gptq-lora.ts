@@ -1,16 +1,16 @@
-import { fail } from '../../core/errors.js';
-import { Tensor } from '../../core/tensor.js';
-import { symmetricEigen } from '../../linalg/symmetric-eigen.js';
-import { multiplyAdd } from '../../ops/elementwise.js';
-import { matmul } from '../../ops/matmul.js';
-import { QuantizedWeight } from '../../quant/quantized-weight.js';
-import { quantizeGptq } from '../../quantizers/gptq.js';
-import { groupsOf } from '../../quantizers/group-ranges.js';
-import { defineStart } from '../definition/definition.js';
-import { decoded } from '../parts/decoded.js';
-import { autocorrelationOf, damped, inputsOf } from '../parts/inputs.js';
-import { requireRank } from '../parts/rank.js';
-import { integerIn } from '../parts/settings.js';
+import { fail } from '../../../core/errors.js';
+import { Tensor } from '../../../core/tensor.js';
+import { symmetricEigen } from '../../../linalg/symmetric-eigen.js';
+import { multiplyAdd } from '../../../ops/elementwise.js';
+import { matmul } from '../../../ops/matmul.js';
+import { QuantizedWeight } from '../../../quant/quantized-weight.js';
+import { quantizeGptq } from '../../../quantizers/gptq.js';
+import { groupsOf } from '../../../quantizers/group-ranges.js';
+import { defineStart } from '../../definition/definition.js';
+import { decoded } from '../../parts/decoded.js';
+import { autocorrelationOf, damped, inputsOf } from '../../parts/inputs.js';
+import { requireRank } from '../../parts/rank.js';
+import { integerIn } from '../../parts/settings.js';
 
 /**
  * GPTQ that knows of the adapter: A has the leading directions Vᵣ of the layer's inputs, which B can repair, so the quantiser

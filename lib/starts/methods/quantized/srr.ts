@@ -1,15 +1,15 @@
-import { scope } from '../../core/scope.js';
-import { Tensor } from '../../core/tensor.js';
-import { type Svd, svd } from '../../linalg/tensors/svd.js';
-import { multiplyAdd, sumProduct } from '../../ops/elementwise.js';
-import { mergeLora, unmergeLora } from '../../ops/lora/merge.js';
-import { defineStart } from '../definition/definition.js';
-import { decoded } from '../parts/decoded.js';
-import { balanced } from '../parts/factors.js';
-import { autocorrelationOf, inputsOf } from '../parts/inputs.js';
-import { checkIterations, passesOf } from '../parts/iterations.js';
-import { integerIn } from '../parts/settings.js';
-import { SeenMatrix } from '../parts/weighted-repair.js';
+import { scope } from '../../../core/scope.js';
+import { Tensor } from '../../../core/tensor.js';
+import { type Svd, svd } from '../../../linalg/tensors/svd.js';
+import { multiplyAdd, sumProduct } from '../../../ops/elementwise.js';
+import { mergeLora, unmergeLora } from '../../../ops/lora/merge.js';
+import { defineStart } from '../../definition/definition.js';
+import { decoded } from '../../parts/decoded.js';
+import { balanced } from '../../parts/factors.js';
+import { autocorrelationOf, inputsOf } from '../../parts/inputs.js';
+import { checkIterations, passesOf } from '../../parts/iterations.js';
+import { integerIn } from '../../parts/settings.js';
+import { SeenMatrix } from '../../parts/weighted-repair.js';
 
 /** The share of a matrix' energy behind its first k triplets, for k from 0 to r. */
 function tailsOf(m: Tensor, r: number, options: { seed: number; iterations: number | 'exact' }) {
