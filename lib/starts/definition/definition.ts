@@ -116,6 +116,8 @@ export interface StartDefinition<S extends object> {
    * to any base of the model. Default false.
    */
   readonly replacesBase?: boolean | 'format';
+  /** Is the base in a format of the start's own, in place of the run's? Default false. */
+  readonly ownFormat?: boolean;
   /** Tensors of the method that are not trained after this start; default none. */
   readonly frozen?: readonly string[];
   /** PEFT's `init_lora_weights` for adapters that it loads as they are; default true. */
@@ -197,11 +199,11 @@ export function defineStart<S extends object>(definition: StartDefinition<S>): S
   if ((own.measure === undefined) !== (own.ranks === undefined)) {
     fail('ERR_VALUE', op, 'measure and ranks', 'given together', 'one of them');
   }
-  for (const name of ['replacesBase', 'quantises']) {
+  for (const name of ['replacesBase', 'quantises', 'ownFormat']) {
     const value = own[name];
     if (value === undefined || typeof value === 'boolean') continue;
     if (name === 'replacesBase' && value === 'format') continue;
-    throw wrongType(op, name, name === 'quantises' ? 'a boolean' : 'a boolean or format', value);
+    throw wrongType(op, name, name === 'replacesBase' ? 'a boolean or format' : 'a boolean', value);
   }
   for (const name of ['adapters', 'frozen']) {
     const value = own[name];

@@ -96,6 +96,7 @@ export const apiq = defineStart({
   from: 'model',
   defaults: { bits: 4, groupSize: 32, rounds: 10, lr: 1e-3, clipLr: 5e-3 } as ApiqSettings,
   replacesBase: true,
+  ownFormat: true,
   check: (settings) =>
     integerIn(settings, 'bits', 1, 8) ??
     integerIn(settings, 'groupSize', 1, 65536) ??

@@ -25,6 +25,7 @@ export const gptqLora = defineStart({
   from: 'inputs',
   defaults: { bits: 4, groupSize: 32, damping: 0.01 },
   replacesBase: true,
+  ownFormat: true,
   check: (settings) =>
     integerIn(settings, 'bits', 1, 8) ??
     integerIn(settings, 'groupSize', 1, 65536) ??

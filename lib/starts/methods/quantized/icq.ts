@@ -15,6 +15,7 @@ export const icq = defineStart({
   adapters: ['ir-qlora', 'lora'],
   defaults: { bits: 4, blocksize: 64, range: 0.1, tries: 51, doubleQuant: true },
   replacesBase: 'format',
+  ownFormat: true,
   check: (settings) =>
     integerIn(settings, 'bits', 2, 8) ??
     integerIn(settings, 'blocksize', 2, 65536) ??

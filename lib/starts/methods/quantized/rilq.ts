@@ -16,7 +16,7 @@ export const rilq = defineStart({
     'Lee et al., RILQ: Rank-Insensitive LoRA-based Quantization Error Compensation for Boosting 2-bit Large Language Model Accuracy, 2024, arXiv:2412.01129',
   from: 'model',
   quantises: true,
-  defaults: { rounds: 16, lr: 1e-3, discrepancy: 0.5, truth: 0.5 },
+  defaults: { rounds: 16, lr: 1e-4, discrepancy: 0.5, truth: 0.5 },
   check: (settings) =>
     integerIn(settings, 'rounds', 1, 100_000) ??
     numberIn(settings, 'lr', 0, 1) ??
