@@ -339,6 +339,40 @@ describe('gptq-lora', () => {
   });
 });
 
+describe('lowra', () => {
+  const run = (known: ReturnType<typeof layer>, options: object = {}) =>
+    startLayer(known.w, { start: 'lowra', r, loraAlpha: S * r, ...options });
+
+  it('leaves less of the weight out than two bits by rounding, and than half as many levels a row', () => {
+    scope(() => {
+      const known = layer();
+      const loftq = startLayer(known.w, {
+        ...{ start: 'loftq', r, loraAlpha: S * r, rounds: 1, format: twoBits },
+      });
+      const errors = [1, 1.5, 2, 3].map((budget) => norm(rest(known, run(known, { budget }))));
+      expect(errors[2]).toBeLessThan(0.8 * norm(rest(known, loftq)));
+      for (let i = 1; i < errors.length; i++)
+        expect(errors[i]).toBeLessThan(errors[i - 1] as number);
+      const turns = norm(rest(known, run(known, { budget: 2, rounds: 5 })));
+      expect(turns).toBeLessThan(errors[2] as number);
+    });
+  });
+
+  it('is stored in bytes, which products take, and refuses what does not fit', () => {
+    scope(() => {
+      const known = layer();
+      const { adapter, weight } = run(known);
+      expect(QuantizedWeight.is(weight) && weight.format).toBe('planar');
+      const x = Tensor.randn([3, K], { seed: 4, device });
+      const dense = Tensor.from(Float32Array.from(valuesOf(weight)), [N, K], { device });
+      const [left, right] = [weight, dense].map((w) => adapter.forward(x, w).y.readSync());
+      expect(worst(left as Float32Array, right as Float32Array)).toBeLessThan(1e-4);
+      expect(() => run(known, { budget: 0.5 })).toThrow(/budget must be from 1 to 4, got 0.5/);
+      expect(() => run(known, { blocksize: 48 })).toThrow(/blocksize must be a divisor of the 64/);
+    });
+  });
+});
+
 /** By Gauss and Jordan. */
 function inverseOf(a: Float64Array, n: number): Float64Array {
   const left = a.slice();

@@ -1,14 +1,7 @@
-import { fail } from '../../../core/errors.js';
-import { scope } from '../../../core/scope.js';
-import type { Tensor } from '../../../core/tensor.js';
-import { svd } from '../../../linalg/tensors/svd.js';
-import type { BaseWeight } from '../../../ops/base-weight.js';
-import { multiplyAdd } from '../../../ops/elementwise.js';
-import { unmergeLora } from '../../../ops/lora/merge.js';
 import { defineStart } from '../../definition/definition.js';
-import { decoded } from '../../parts/decoded.js';
-import { balanced } from '../../parts/factors.js';
+import { alternate } from '../../parts/alternate.js';
 import { checkIterations, passesOf } from '../../parts/iterations.js';
+import { integerIn } from '../../parts/settings.js';
 
 /**
  * Alternates between the base and the factors: `Q ← quantise(w − s · loraB · loraA)`, then `s · loraB · loraA ←` the nearest of
@@ -22,22 +15,10 @@ export const loftq = defineStart({
   from: 'quantised',
   defaults: { rounds: 5, iterations: 12 },
   replacesBase: true,
-  check: (settings) =>
-    Number.isInteger(settings.rounds) && settings.rounds >= 1
-      ? checkIterations(settings)
-      : ['rounds', 'an integer from 1 on', String(settings.rounds)],
-  factors: ({ w, quantise }, { r, scaling, seed, settings }) => {
-    type Round = { base: BaseWeight; loraA: Tensor; loraB: Tensor };
-    let last: Round | undefined;
-    for (let round = 0; round < settings.rounds; round++) {
-      last = scope((): Round => {
-        const rest = last === undefined ? w : unmergeLora(w.to({}), { ...last, scaling }).weight;
-        const base = quantise(rest);
-        const error = multiplyAdd({ a: w, c: decoded(base), beta: -1 });
-        const triplets = svd(error, { r, seed, iterations: passesOf(settings) });
-        return { base, ...balanced(triplets, scaling) };
-      });
-    }
-    return last ?? fail('ERR_VALUE', 'start loftq', 'rounds', 'at least 1', '0');
-  },
+  check: (settings) => integerIn(settings, 'rounds', 1, 10_000) ?? checkIterations(settings),
+  factors: ({ w, quantise }, { r, scaling, seed, settings }) =>
+    alternate(w, quantise, {
+      ...{ r, scaling, seed, rounds: settings.rounds },
+      iterations: passesOf(settings),
+    }),
 });
