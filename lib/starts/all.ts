@@ -23,6 +23,7 @@ export { gptqLora } from './methods/quantized/gptq-lora.js';
 export { icq } from './methods/quantized/icq.js';
 export { loftq } from './methods/quantized/loftq.js';
 export { lowra } from './methods/quantized/lowra.js';
+export { lqLora } from './methods/quantized/lq-lora.js';
 export { qera } from './methods/quantized/qera.js';
 export { rilq } from './methods/quantized/rilq.js';
 export { srr } from './methods/quantized/srr.js';

@@ -11,6 +11,7 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import { normalFloatLevels } from '../../lib/quantizers/normal-float.js';
+import { decompose, importanceOf } from '../../lib/starts/parts/weighted-decomposition.js';
 import { methodNamed } from '../../lib/train/adapter-set.js';
 import { eigenvaluesOf } from './jacobi.js';
 import { minus, norm, product, turned, updateOf, valuesOf, worst } from './setup.js';
@@ -369,6 +370,41 @@ describe('lowra', () => {
       expect(worst(left as Float32Array, right as Float32Array)).toBeLessThan(1e-4);
       expect(() => run(known, { budget: 0.5 })).toThrow(/budget must be from 1 to 4, got 0.5/);
       expect(() => run(known, { blocksize: 48 })).toThrow(/blocksize must be a divisor of the 64/);
+    });
+  });
+});
+
+describe('the decomposition of lq-lora', () => {
+  const format = { bits: 3, blocksize: 32, doubleQuant: false };
+  const how = { r, scaling: S, seed: 1, iterations: 'exact' } as const;
+  const updateAt = (made: ReturnType<typeof decompose>) =>
+    product(made.loraB.readSync(), made.loraA.readSync(), N, r, K).map((v) => S * v);
+
+  it('weights that are a product of rows and columns: the factors leave the least weighted rest', () => {
+    scope(() => {
+      const known = layer(0.05);
+      const [rows, columns] = [N, K].map((count, i) =>
+        Tensor.uniform([count], { seed: 20 + i, low: 0.05, high: 4, device }).readSync(),
+      ) as [Float32Array, Float32Array];
+      const fisher = Float32Array.from(
+        { length: N * K },
+        (_, at) => (rows[Math.floor(at / K)] as number) * (columns[at % K] as number),
+      );
+      const importance = importanceOf(Tensor.from(fisher, [N, K], { device }));
+      const place = { w: known.w, N, K, device };
+      const made = decompose(place, importance, format, { ...how, rounds: 1 });
+      const left = minus(valuesOf(known.w), updateAt(made));
+      const weigh = (m: ArrayLike<number>) =>
+        Float64Array.from(m, (v, at) => v * Math.sqrt(fisher[at] as number));
+      const whole = weigh(known.w.readSync());
+      const values = eigenvaluesOf(product(whole, turned(whole, N, K), N, K, N), N);
+      const least = values.slice(r).reduce((sum, v) => sum + v, 0);
+      expect(Math.abs(norm(weigh(left)) ** 2 / least - 1)).toBeLessThan(1e-3);
+      // What the factors leave is what the codes are of, and the cost is the weighted square of the rest.
+      const rest = weigh(minus(left, valuesOf(made.base)));
+      expect(Math.abs(norm(rest) ** 2 / made.cost - 1)).toBeLessThan(1e-4);
+      const turns = decompose(place, importance, format, { ...how, rounds: 8 });
+      expect(turns.cost).toBeLessThan(0.98 * made.cost);
     });
   });
 });
