@@ -63,7 +63,6 @@ export {
   type WeightGradTilesOptions,
   weightGradTiles,
 } from './autograd/dense-update.js';
-export { type FakeQuantizeOptions, fakeQuantize } from './autograd/fake-quantize.js';
 export {
   type BackwardFunction,
   type BackwardPass,
@@ -78,6 +77,8 @@ export type { LossStep } from './autograd/model/loss.js';
 export { ModelTape } from './autograd/model/model-tape.js';
 export type { RmsNormStep } from './autograd/model/rms-norm.js';
 export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
+/** Quantisers that are trained: docs/quantization/trained-quantizers.md. */
+export * from './autograd/quantizers.js';
 export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
 export { Tape, type TapeDropout, type TapeOptions } from './autograd/tape.js';
 export {
@@ -424,8 +425,6 @@ export {
 export { oneHot } from './ops/one-hot.js';
 export { type AdamWStepOptions, adamwStep, globalNorm } from './ops/optimizer-step.js';
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
-export { freezeGrid } from './ops/quantizers/freeze-grid.js';
-export type { ClippedBy, GridCodes, UniformGrid } from './ops/quantizers/uniform-grid.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 /** Every optimiser that comes with the library, by name: docs/optimizers.md. */

@@ -71,3 +71,25 @@ export function nestedPlane(numbers: Float32Array, centred: boolean): ScalePlane
 
 /** Numbers of blocks as they are. */
 export const plainPlane = (data: Float32Array): ScalePlane => ({ values: { dtype: 'f32', data } });
+
+/**
+ * Codes of the level nearest to `(value − shift) / scale`, block by block; a block with a scale of 0 has those of 0.
+ * @param scales of blocks, as they are stored
+ * @param minima of blocks, as they are stored: shifts with the sign turned; none for 0
+ */
+export function encodeBlocks(
+  values: Float32Array,
+  blocksize: number,
+  levels: Float32Array,
+  scales: Float32Array,
+  minima?: Float32Array,
+): Uint8Array {
+  const codes = new Uint8Array(values.length);
+  eachBlock(values.length, blocksize, ({ begin, end }, block) => {
+    const [scale, shift] = [scales[block] as number, -(minima?.[block] ?? 0)];
+    for (let i = begin; i < end; i++) {
+      codes[i] = nearestLevel(levels, scale === 0 ? 0 : ((values[i] as number) - shift) / scale);
+    }
+  });
+  return codes;
+}

@@ -1,13 +1,6 @@
 import { entryValues } from '../checkpoint/planar/decode.js';
 import type { PlanarWeight, ScalePlane } from '../checkpoint/planar/planar-weight.js';
-import {
-  absmaxOf,
-  type BlockRange,
-  eachBlock,
-  nearestLevel,
-  nestedPlane,
-  plainPlane,
-} from './blocks.js';
+import { absmaxOf, eachBlock, encodeBlocks, nestedPlane, plainPlane } from './blocks.js';
 import { kNormalFloatDeviation, normalFloatLevels } from './normal-float.js';
 
 /** How {@link quantizeByEntropy} works. */
@@ -90,24 +83,14 @@ export function quantizeByEntropy(
     shifts.map((shift) => -shift),
     false,
   );
-  // Codes are those of what is stored: of the shift as it is read back.
+  // Scales and codes are those of what is stored: of the shift as it is read back.
   const stored = entryValues(min);
   const absmax = new Float32Array(blocks);
-  const codes = new Uint8Array(values.length);
-  const each = (visit: (range: BlockRange, block: number, shift: number) => void): void =>
-    eachBlock(values.length, blocksize, (range, block) =>
-      visit(range, block, -(stored[block] as number)),
-    );
-  each((range, block, shift) => {
-    absmax[block] = absmaxOf(values, range, shift);
+  eachBlock(values.length, blocksize, (range, block) => {
+    absmax[block] = absmaxOf(values, range, -(stored[block] as number));
   });
-  each(({ begin, end }, block, shift) => {
-    const size = absmax[block] as number;
-    for (let i = begin; i < end; i++) {
-      const scaled = size === 0 ? 0 : ((values[i] as number) - shift) / size;
-      codes[i] = nearestLevel(levels, scaled);
-    }
-  });
+  const scale = plane(absmax, true);
+  const codes = encodeBlocks(values, blocksize, levels, entryValues(scale), stored);
   return {
     rows,
     columns,
@@ -115,7 +98,7 @@ export function quantizeByEntropy(
     codes,
     levels,
     grid: { kind: 'flat', span: blocksize },
-    scale: plane(absmax, true),
+    scale,
     min,
   };
 }

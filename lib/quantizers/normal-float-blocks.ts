@@ -1,6 +1,6 @@
 import { entryValues } from '../checkpoint/planar/decode.js';
 import type { PlanarWeight } from '../checkpoint/planar/planar-weight.js';
-import { absmaxOf, eachBlock, nearestLevel, nestedPlane, plainPlane } from './blocks.js';
+import { absmaxOf, eachBlock, encodeBlocks, nestedPlane, plainPlane } from './blocks.js';
 import { normalFloatLevels } from './normal-float.js';
 
 /** How {@link quantizeNormalFloat} works. */
@@ -41,13 +41,6 @@ export function quantizeNormalFloat(
     absmax[block] = absmaxOf(values, range);
   });
   const scale = doubleQuant ? nestedPlane(absmax, true) : plainPlane(absmax);
-  const stored = entryValues(scale);
-  const codes = new Uint8Array(values.length);
-  eachBlock(values.length, blocksize, ({ begin, end }, block) => {
-    const size = stored[block] as number;
-    for (let i = begin; i < end; i++) {
-      codes[i] = nearestLevel(levels, size === 0 ? 0 : (values[i] as number) / size);
-    }
-  });
+  const codes = encodeBlocks(values, blocksize, levels, entryValues(scale));
   return { rows, columns, bits, codes, levels, grid: { kind: 'flat', span: blocksize }, scale };
 }
