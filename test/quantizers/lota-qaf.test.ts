@@ -100,7 +100,8 @@ describe('t-sign-sgd', () => {
     const before = p.slice();
     const update = optimizers.tSignSgd.update as (u: object) => void;
     const settings = { ...optimizers.tSignSgd.defaults, share: 0.25, steps: 10 };
-    update({ p, g, step: 1, settings });
+    const parameter = { name: 'a' };
+    update({ parameter, p, g, step: 1, settings });
     // A quarter of 40, by size.
     const chosen = [...g.keys()]
       .sort((i, j) => Math.abs(g[j] as number) - Math.abs(g[i] as number))
@@ -111,10 +112,10 @@ describe('t-sign-sgd', () => {
     });
     // At 80 % of the run the share is the last one: no entry is beyond the quantile of 0.9999 but the largest.
     const late = before.slice();
-    update({ p: late, g, step: 9, settings: { ...settings, tailShare: 0.01 } });
+    update({ parameter, p: late, g, step: 9, settings: { ...settings, tailShare: 0.01 } });
     expect([...late].filter((value, i) => value !== before[i]).length).toBeLessThanOrEqual(2);
     const still = before.slice();
-    update({ p: still, g, step: 1, settings: { ...settings, least: 20 } });
+    update({ parameter, p: still, g, step: 1, settings: { ...settings, least: 20 } });
     expect(still).toEqual(before);
   });
 
@@ -126,7 +127,16 @@ describe('t-sign-sgd', () => {
           optimizer: optimizers.tSignSgd,
           settings: settings as Record<string, unknown>,
         });
-      expect(() => make({})).toThrow(/a must be of −1, 0 and 1, as lota-qaf has them, got/);
+      const square = (tape: ModelTape) => {
+        const value = tape.variable(tensor);
+        return tape.reshape(tape.sum(tape.reshape(tape.multiply(value, value), [1, 16]), 1), [1]);
+      };
+      const before = tensor.readSync().slice();
+      using trainer = make({});
+      expect(() => trainer.step(square)).toThrow(
+        /a must be of −1, 0 and 1, as lota-qaf has them, got/,
+      );
+      expect(tensor.readSync()).toEqual(before);
       expect(() => make({ share: 0 })).toThrow(/share must be in \(0, 1\], got 0/);
       expect(() => make({ steps: 1.5 })).toThrow(/steps must be an integer/);
     });

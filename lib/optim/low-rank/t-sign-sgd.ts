@@ -57,15 +57,13 @@ export const tSignSgd = defineOptimizer({
     return settings.least >= 0 ? undefined : ['least', 'at least 0', String(settings.least)];
   },
   clips: true,
-  state: ({ name, tensor }) => {
-    const other = tensor.readSync().find((value) => ![-1, 0, 1].includes(value));
+  state: () => ({}),
+  update: ({ parameter, p, g, step, settings }) => {
+    const other = p.find((value) => value !== 0 && Math.abs(value) !== 1);
     if (other !== undefined) {
       const expected = 'of −1, 0 and 1, as lota-qaf has them';
-      fail('ERR_VALUE', 't-sign-sgd', name, expected, `${other}`);
+      fail('ERR_VALUE', 't-sign-sgd', parameter.name, expected, `${other}`);
     }
-    return {};
-  },
-  update: ({ p, g, step, settings }) => {
     const sizes = g.map(Math.abs);
     const bound = Math.max(settings.least, quantileOf(sizes, 1 - shareAt(step, settings)));
     for (let i = 0; i < p.length; i++) {
