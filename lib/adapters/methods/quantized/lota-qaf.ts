@@ -31,11 +31,19 @@ function codesOfRanges(values: Float32Array, groupSize: number, bits: number): C
   return { codes, top, groupSize, scales };
 }
 
+/** The largest divisor of K up to `most`. */
+function divisorUpTo(K: number, most: number): number {
+  let size = Math.min(K, most);
+  while (K % size !== 0) size--;
+  return size;
+}
+
 /** @throws ERR_UNSUPPORTED for a quantised weight with other grids than groups of rows */
-function stepsOf(w: BaseWeight, N: number, groupSize: number, bits: number): CodeSteps {
+function stepsOf(w: BaseWeight, N: number, most: number, bits: number): CodeSteps {
   const integers =
     QuantizedWeight.is(w) && (w.format === 'planar' || (w.format === 'int4' && !w.doubleQuant));
   if (integers) return codeStepsOf('lota-qaf', w);
+  const groupSize = divisorUpTo(w.shape[1] ?? 1, most);
   return scope(() => codesOfRanges(denseRows(w, 0, N).readSync(), groupSize, bits));
 }
 
@@ -95,7 +103,7 @@ const kOffsets: Readonly<Record<string, (threshold: number) => number>> = {
  * and the code is not at that end, and μ the mean of `P − ω · M` over a group (`offset`: divided by ω as in the authors' program,
  * as in the `paper`, or `none`). Gradients pass M straight through. Train it with the optimiser `t-sign-sgd`, which keeps the
  * factors ternary. Over int4, or over planes of integers, `freeze` gives the moved codes; over another base the steps are those of
- * the ranges of groups of `groupSize`. A layer keeps two bytes a weight beside its base, which say where codes are at an end.
+ * the ranges of groups of up to `groupSize`. A layer keeps two bytes a weight beside its base, which say where codes are at an end.
  */
 export const lotaQaf = defineAdapter({
   method: 'lota-qaf',
@@ -104,16 +112,16 @@ export const lotaQaf = defineAdapter({
   defaults: { r: 16, threshold: 0.75, offset: 'program', groupSize: 32, bits: 4 },
   trained: ['loraA', 'loraB'],
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r] }),
-  check: ({ K, config: { offset, threshold, groupSize, bits } }) => {
+  check: ({ config: { offset, threshold, groupSize, bits } }) => {
     if (!Object.hasOwn(kOffsets, offset))
       return ['offset', 'program, paper or none', `"${offset}"`];
     if (!(threshold > 0 && threshold <= 1)) return ['threshold', 'in (0, 1]', String(threshold)];
     if (!(Number.isInteger(bits) && bits >= 1 && bits <= 8)) {
       return ['bits', 'an integer from 1 to 8', String(bits)];
     }
-    return Number.isInteger(groupSize) && groupSize > 0 && K % groupSize === 0
+    return Number.isInteger(groupSize) && groupSize > 0
       ? undefined
-      : ['groupSize', `a divisor of K (${K})`, String(groupSize)];
+      : ['groupSize', 'a positive integer', String(groupSize)];
   },
   init: (make) => {
     // A third or so of the entries of a normal draw is within 0.75 times its mean size.
