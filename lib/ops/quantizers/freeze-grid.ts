@@ -1,8 +1,11 @@
 import { fail, wrongType } from '../../core/errors.js';
 import { scope } from '../../core/scope.js';
 import { Tensor } from '../../core/tensor.js';
+import { readOptions } from '../../core/validate.js';
 import { QuantizedWeight } from '../../quant/quantized-weight.js';
 import { checkGrid, roundToGrid, type UniformGrid } from './uniform-grid.js';
+
+const kGrid = { bits: true, first: true, scale: true, offset: true, zero: true } as const;
 
 /** Zero-points that a kernel subtracts from codes as bytes. */
 function bytesOf(op: string, zeros: Float32Array): Uint8Array {
@@ -46,11 +49,12 @@ export function freezeGrid(
 ): QuantizedWeight {
   const op = 'freezeGrid';
   if (grid === null || typeof grid !== 'object') throw wrongType(op, 'grid', 'an object', grid);
-  const { zero, offset, scale, bits } = grid;
+  const given = readOptions(op, grid, kGrid) as typeof grid;
+  const { zero, offset, scale, bits } = given;
   if (zero !== undefined && offset !== undefined) {
     fail('ERR_VALUE', op, 'grid', 'of an offset or of zero-points', 'both');
   }
-  const plain = { ...grid, ...(zero === undefined ? {} : { offset: zero }) };
+  const plain = { ...given, ...(zero === undefined ? {} : { offset: zero }) };
   const { first, shape, groups } = checkGrid(op, w, plain);
   return scope(() => {
     const steps = stepsOf(op, scale);
@@ -66,7 +70,7 @@ export function freezeGrid(
       offsets === undefined
         ? {}
         : { offset: Tensor.from(offsets, scale.shape, { device: w.device }) };
-    const { codes } = roundToGrid(op, w, { ...grid, ...shifted });
+    const { codes } = roundToGrid(op, w, { ...given, ...shifted });
     const [rows, columns] = shape;
     const data = Uint8Array.from(codes.readSync(), (code) => code - first);
     return QuantizedWeight.fromPlanes(

@@ -1,5 +1,6 @@
-import { fail } from '../../core/errors.js';
+import { fail, wrongType } from '../../core/errors.js';
 import type { Tensor } from '../../core/tensor.js';
+import { readOptions } from '../../core/validate.js';
 import { QuantizedWeight } from '../../quant/quantized-weight.js';
 import { eachCode, hostLevels, type LevelGrid } from './level-grid.js';
 
@@ -21,7 +22,9 @@ function requireFinite(op: string, name: string, values: Float32Array): void {
  */
 export function freezeLevels(w: Tensor, grid: LevelGrid): QuantizedWeight {
   const op = 'freezeLevels';
-  const host = hostLevels(op, w, grid);
+  if (grid === null || typeof grid !== 'object') throw wrongType(op, 'grid', 'an object', grid);
+  const given = readOptions(op, grid, { levels: true, scale: true }) as LevelGrid;
+  const host = hostLevels(op, w, given);
   const { N, K, n, levels, scales, groupSize, values } = host;
   if (levels.length !== n) {
     fail('ERR_SHAPE', op, 'levels', `of shape [1, ${n}]: one table for all rows`, `[${N}, ${n}]`);

@@ -139,6 +139,12 @@ export function roundToGrid(
   });
 }
 
+/** How {@link gridBackward} works. */
+export interface GridBackward {
+  readonly clippedBy: ClippedBy;
+  readonly needs: readonly (keyof GridGradients)[];
+}
+
 /** Gradients of a rounded weight. */
 export interface GridGradients {
   readonly dw?: Tensor;
@@ -156,16 +162,16 @@ export function gridBackward(
   dy: Tensor,
   w: Tensor,
   grid: UniformGrid,
-  options: { readonly clippedBy: ClippedBy; readonly needs: readonly (keyof GridGradients)[] },
+  { clippedBy, needs }: GridBackward,
 ): GridGradients {
   const checked = checkGrid('gridBackward', w, grid);
   const { first, groups, shape } = checked;
   const { device } = w;
   return scope(() => {
     const u = steps(w, grid, checked);
-    const inside = insideOf(u, checked, options.clippedBy);
+    const inside = insideOf(u, checked, clippedBy);
     const d = dy.reshape(groups);
-    const wants = (name: keyof GridGradients) => options.needs.includes(name);
+    const wants = (name: keyof GridGradients) => needs.includes(name);
     const own = multiplyAdd({ a: d, b: inside, dtype: 'f32' });
     const of = (sums: Tensor): Tensor => sums.reshape(grid.scale.shape);
     const value = multiplyAdd({ a: u, c: full([1], first, { device }) });
