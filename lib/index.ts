@@ -77,6 +77,8 @@ export type { LossStep } from './autograd/model/loss.js';
 export { ModelTape } from './autograd/model/model-tape.js';
 export type { RmsNormStep } from './autograd/model/rms-norm.js';
 export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
+/** Quantisers that are trained: docs/quantization/trained-quantizers.md. */
+export * from './autograd/quantizers.js';
 export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
 export { Tape, type TapeDropout, type TapeOptions } from './autograd/tape.js';
 export {
@@ -450,8 +452,9 @@ export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
 /** Every start of adapters that comes with the library, by name: docs/starts.md. */
 export * as starts from './starts/all.js';
-export type { CalibrationData, OnBatch } from './starts/calibration/calibrate.js';
+export type { OnBatch } from './starts/calibration/calibrate.js';
 export { InputSums } from './starts/calibration/inputs.js';
+export type { CalibrationData } from './starts/definition/calibration-data.js';
 export {
   type AnyStart,
   defineStart,
@@ -461,6 +464,7 @@ export {
   type StartDefinition,
   type StartFactors,
   type StartLayer,
+  type StartModel,
   type StartSource,
 } from './starts/definition/definition.js';
 export { type StartLayerOptions, startLayer } from './starts/start-layer.js';

@@ -5,7 +5,7 @@ import { LowrankError } from '../core/errors.js';
 import { permutation } from '../core/random.js';
 import { linearTargets } from '../model/decoder-tensors.js';
 import type { ModelFiles } from '../model/model-files.js';
-import type { CalibrationData } from '../starts/calibration/calibrate.js';
+import type { CalibrationData } from '../starts/definition/calibration-data.js';
 import { Starter } from '../starts/starter.js';
 import type { TextData } from '../text/text-data.js';
 import type { FinetuneOptions } from './finetune-files.js';

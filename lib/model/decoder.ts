@@ -17,34 +17,25 @@ import { fail } from '../core/errors.js';
 import { hash32 } from '../core/random.js';
 import { keepForStep } from '../core/recording.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
+import type { Tensor } from '../core/tensor.js';
 import { FeatureMap } from '../ops/feature-map.js';
 import { Indices, type IndicesOptions } from '../ops/model/indices.js';
 import type { DecoderConfig, DecoderLayerConfig, ExpertsConfig } from './config/decoder-config.js';
 import type { DecoderTape } from './decoder-tape.js';
+import {
+  checkCache,
+  checkTokens,
+  type DecoderTokens,
+  documentBegins,
+  roundTo,
+} from './decoder-tokens.js';
 import type { DecoderWeights, LayerWeights, LinearWeights } from './decoder-weights.js';
 import { type ExpertsLora, expertsName } from './expert-adapters.js';
 import type { ExpertLayerWeights, ExpertsWeights } from './expert-weights.js';
 import type { KvCache } from './kv-cache.js';
 import { RotaryTables } from './rotary-tables.js';
 
-/** Tokens of a call: B rows of T, row-major. */
-export interface DecoderTokens {
-  readonly B: number;
-  readonly T: number;
-  /** [B · T]. Indices stay the caller's: a captured step reads what they hold when it runs. */
-  readonly ids: Int32Array | Indices;
-  /**
-   * [B · T]: which document of its row a token belongs to; default one document a row. Documents do not
-   * see each other, and positions count from 0 in each.
-   */
-  readonly segments?: Int32Array;
-  /**
-   * [B · T], instead of `segments`: the row of its sequence at which each row's document begins. The caller's, as `ids`
-   * can be; {@link documentBegins} computes them from segments.
-   */
-  readonly documents?: Indices;
-}
+export { type DecoderTokens, documentBegins };
 
 /** How {@link Decoder.forward} works. */
 export interface DecoderCall {
@@ -117,19 +108,15 @@ export class Decoder implements Disposable {
    */
   forward(tape: DecoderTape, tokens: DecoderTokens, call: DecoderCall = {}): DecoderPass {
     const { adapters = new Map(), dtype = 'f32', inputGradient = false, recompute = false } = call;
-    const { hiddenSize, vocabSize, embeddingScale, layers, norm } = this.config;
+    const { layers, norm } = this.config;
     const { device } = this.weights;
-    const { B, T } = tokens;
+    const { T } = tokens;
     checkTokens(tokens);
     if (call.cache !== undefined) checkCache(call.cache, tape, tokens, dtype);
-    const ids = indicesOf(tokens.ids, { limit: vocabSize, device });
     const begins = tokens.segments === undefined ? undefined : documentBegins(tokens.segments, T);
     const documents =
       begins === undefined ? tokens.documents : Indices.from(begins, { limit: T, device });
-    // Peers round the scale to the dtype that they compute in.
-    const scale = roundTo(dtype, embeddingScale);
-    const rows = tape.embedding(ids, this.weights.embedding, { scale, dtype });
-    const x0 = rows.tensor.reshape([B, T, hiddenSize]);
+    const { tensor: x0 } = this.embed(tape, tokens, dtype);
     const embedded = inputGradient ? tape.variable(x0) : tape.own(x0);
     const shared: Call = {
       tape,
@@ -155,6 +142,48 @@ export class Decoder implements Disposable {
     const { y: features } = this.#enter(tape, stream, this.weights.norm, norm);
     call.cache?.advance(T);
     return { embedded, features };
+  }
+
+  /**
+   * Records one block, without documents and without a cache.
+   * @param index of the block
+   * @param x [B, T, hiddenSize], what the block before gave, or the rows of the embedding
+   * @returns [B, T, hiddenSize]
+   * @throws ERR_VALUE a block that is not there · what the ops throw
+   */
+  block(tape: DecoderTape, index: number, x: Value, call: DecoderCall = {}): Value {
+    const layer = this.config.layers[index];
+    const weights = this.weights.layers[index];
+    if (layer === undefined || weights === undefined) {
+      const expected = `below ${this.config.layers.length}`;
+      return fail('ERR_VALUE', 'decoder.block', 'index', expected, String(index));
+    }
+    const [B = 0, T = 0] = x.shape;
+    const tokens = { B, T, ids: new Int32Array() };
+    const own: Call = {
+      tape,
+      tokens,
+      adapters: call.adapters ?? new Map(),
+      experts: call.experts ?? new Map(),
+      seed: call.seed,
+      documents: undefined,
+      cache: undefined,
+      ropes: this.#ropes(tokens, undefined, undefined),
+    };
+    const from = this.#attention({ x }, index, weights, own);
+    const { x: sum, add } = this.#mlp(from, layer, weights, own);
+    return add === undefined ? sum : tape.add(sum, add);
+  }
+
+  /** The rows of the embedding that a pass begins with, scaled: [B, T, hiddenSize]. */
+  embed(tape: DecoderTape, { ids, B, T }: DecoderTokens, dtype: DType): Value {
+    const { hiddenSize, vocabSize, embeddingScale } = this.config;
+    const { device, embedding } = this.weights;
+    const indices = indicesOf(ids, { limit: vocabSize, device });
+    // Peers round the scale to the dtype that they compute in.
+    const scale = roundTo(dtype, embeddingScale);
+    const rows = tape.embedding(indices, embedding, { scale, dtype });
+    return tape.reshape(rows, [B, T, hiddenSize]);
   }
 
   /**
@@ -427,58 +456,4 @@ function linear(
 /** The caller's indices, or new ones of the call. */
 function indicesOf(given: Int32Array | Indices, options: IndicesOptions): Indices {
   return Indices.is(given) ? given : Indices.from(given, options);
-}
-
-/**
- * The row of its sequence at which each row's document begins, from rows of T segments: what `documents` of
- * {@link DecoderTokens} and of {@link attention} holds.
- * @example
- * documents.write(documentBegins(segments, T)); // before a replay
- */
-export function documentBegins(segments: Int32Array, T: number): Int32Array {
-  const begins = new Int32Array(segments.length);
-  for (let m = 0; m < segments.length; m++) {
-    const same = m % T !== 0 && segments[m] === segments[m - 1];
-    begins[m] = same ? (begins[m - 1] as number) : m % T;
-  }
-  return begins;
-}
-
-function checkTokens({ B, T, ids, segments, documents }: DecoderTokens): void {
-  const op = 'decoder.forward';
-  if (segments !== undefined && documents !== undefined) {
-    fail('ERR_VALUE', op, 'documents', 'given without segments', 'both');
-  }
-  for (const [name, list] of Object.entries({ ids, segments, documents })) {
-    if (list === undefined || list.length === B * T) continue;
-    fail('ERR_SHAPE', op, name, `[B · T = ${B * T}]`, `[${list.length}]`);
-  }
-}
-
-function checkCache(
-  cache: KvCache,
-  tape: DecoderTape,
-  { B, T, segments, documents }: DecoderTokens,
-  dtype: DType,
-): void {
-  const op = 'decoder.forward';
-  if (tape.recording) {
-    fail('ERR_VALUE', op, 'cache', 'absent on a tape that records', 'present');
-  }
-  for (const [name, given] of Object.entries({ segments, documents })) {
-    if (given !== undefined) fail('ERR_VALUE', op, name, 'absent with a cache', 'present');
-  }
-  if (cache.dtype !== dtype) fail('ERR_DTYPE', op, 'cache', dtype, cache.dtype);
-  cache.requireRoom(op, B, T);
-}
-
-/** A number as a dtype holds it. */
-function roundTo(dtype: DType, value: number): number {
-  if (dtype === 'f32' || value === 1) return Math.fround(value);
-  const rounded = Tensor.from([value], [1], { dtype, device: 'cpu' });
-  try {
-    return rounded.readSync()[0] as number;
-  } finally {
-    rounded.dispose();
-  }
 }

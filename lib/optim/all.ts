@@ -29,3 +29,4 @@ export { loraSp } from './low-rank/lora-sp.js';
 export { riemannian, riemannianSgd } from './low-rank/riemannian.js';
 export { sora } from './low-rank/sora.js';
 export { star } from './low-rank/star.js';
+export { tSignSgd } from './low-rank/t-sign-sgd.js';

@@ -387,17 +387,32 @@ export class QuantizedWeight implements Disposable {
    */
   async toGroupAffine(): Promise<GroupAffineState> {
     const op = 'toGroupAffine';
-    if (this.format !== 'int4' || this.doubleQuant) {
-      const actual = this.doubleQuant ? `${this.format} with doubleQuant` : this.format;
-      fail('ERR_FORMAT', op, 'weight', 'int4 without doubleQuant', actual);
-    }
-    blocksOf(op, 'weight', this.shape, this.blocksize);
+    this.#requireGroups(op);
     const [zeroPoints = new Float32Array(this.#blocks), codes, absmax] = await Promise.all([
       this.zeroPoints?.read(),
       this.#readPart('codes'),
       this.#readFloats('absmax'),
     ]);
     return formatGroupAffine({ codes, absmax, zeroPoints }, this.shape, this.blocksize);
+  }
+
+  #requireGroups(op: string): void {
+    if (this.format !== 'int4' || this.doubleQuant) {
+      const actual = this.doubleQuant ? `${this.format} with doubleQuant` : this.format;
+      fail('ERR_FORMAT', op, 'weight', 'int4 without doubleQuant', actual);
+    }
+    blocksOf(op, 'weight', this.shape, this.blocksize);
+  }
+
+  /** @internal As {@link QuantizedWeight.toGroupAffine}, while the thread waits. */
+  static groupAffineOf(weight: QuantizedWeight, op: string): GroupAffineState {
+    const handle = QuantizedWeight.handleOf(weight, op, 'w');
+    weight.#requireGroups(op);
+    const [codes, absmax] = [new Uint8Array(weight.#codeBytes), new Float32Array(weight.#blocks)];
+    native(op, (raw) => raw.readSync(handle, 'codes', codes));
+    native(op, (raw) => raw.readSync(handle, 'absmax', absmax));
+    const zeroPoints = weight.zeroPoints?.readSync() ?? new Float32Array(weight.#blocks);
+    return formatGroupAffine({ codes, absmax, zeroPoints }, weight.shape, weight.blocksize);
   }
 
   /**

@@ -1,7 +1,6 @@
 /** Every start that comes with the library, by name. */
 
 export { adamss } from './methods/adamss.js';
-export { cloq } from './methods/cloq.js';
 export { corda } from './methods/corda.js';
 export { eva } from './methods/eva.js';
 export { federa } from './methods/federa.js';
@@ -9,7 +8,6 @@ export { goat } from './methods/goat.js';
 export { gora } from './methods/gora.js';
 export { inflora } from './methods/inflora.js';
 export { kasa } from './methods/kasa.js';
-export { loftq } from './methods/loftq.js';
 export { loraGa } from './methods/lora-ga.js';
 export { loraOne } from './methods/lora-one.js';
 export { loraSb } from './methods/lora-sb.js';
@@ -19,5 +17,14 @@ export { milora } from './methods/milora.js';
 export { olora } from './methods/olora.js';
 export { osf } from './methods/osf.js';
 export { pissa } from './methods/pissa.js';
-export { qera } from './methods/qera.js';
+export { apiq } from './methods/quantized/apiq.js';
+export { cloq } from './methods/quantized/cloq.js';
+export { gptqLora } from './methods/quantized/gptq-lora.js';
+export { icq } from './methods/quantized/icq.js';
+export { loftq } from './methods/quantized/loftq.js';
+export { lowra } from './methods/quantized/lowra.js';
+export { lqLora } from './methods/quantized/lq-lora.js';
+export { qera } from './methods/quantized/qera.js';
+export { rilq } from './methods/quantized/rilq.js';
+export { srr } from './methods/quantized/srr.js';
 export { slora } from './methods/slora.js';

@@ -58,6 +58,7 @@ export function callOf(
 
 /**
  * Computes the start of one layer.
+ * @param together what a start of the whole model made of it
  * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE if `factors` returns what does not fit · ERR_NON_FINITE · what it throws
  */
 export function buildLayer(
@@ -65,12 +66,13 @@ export function buildLayer(
   layer: StartLayer,
   seed: number,
   rank?: number,
+  together?: StartFactors,
 ): StartedLayer {
   const { start, method } = plan;
   const { config } = rankedConfig(plan, rank);
   const op = `start ${start.start}`;
   return scope(() => {
-    const made: unknown = start.factors(layer, callOf(plan, seed, rank));
+    const made: unknown = together ?? start.factors?.(layer, callOf(plan, seed, rank));
     if (typeof made !== 'object' || made === null) {
       throw wrongType(op, 'what factors returns', 'an object of tensors by name', made);
     }
@@ -112,7 +114,7 @@ function baseOf(
   adapter: Adapter,
   base: StartFactors['base'],
 ): { readonly base?: BaseWeight } {
-  const replaces = start.replacesBase === true;
+  const replaces = start.replacesBase === true || start.replacesBase === 'format';
   if (replaces !== (base !== undefined)) {
     const expected = replaces ? 'given, because of replacesBase' : 'left out without replacesBase';
     fail('ERR_VALUE', op, 'base', expected, base === undefined ? 'none' : 'one');

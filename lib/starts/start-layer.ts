@@ -104,6 +104,10 @@ export function startLayer(
   if (!isMethod(method)) throw wrongType(kOp, 'method', 'what defineAdapter returns', method);
   if (typeof module !== 'string') throw wrongType(kOp, 'module', 'a string', module);
   const start = typeof named === 'string' ? startNamed(kOp, 'start', named) : named;
+  if (start.from === 'model') {
+    const expected = 'one of a single layer (a Starter or lowrank finetune starts whole models)';
+    fail('ERR_UNSUPPORTED', kOp, 'start', expected, start.start);
+  }
   requireMethod(kOp, start, method.method);
   const plan = planOf(kOp, start, method, given);
   method.makers([{ inFeatures: K, outFeatures: N, ...plan.config, device, weight: w }]);

@@ -17,14 +17,11 @@ import type { LinearWeights } from '../model/linear-weights.js';
 import type { ModelFiles } from '../model/model-files.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { buildLayer, callOf, type StartedLayer, type StartPlan } from './build.js';
-import {
-  type CalibrationData,
-  calibrate,
-  type Observed,
-  type OnBatch,
-} from './calibration/calibrate.js';
+import { calibrate, type Observed, type OnBatch } from './calibration/calibrate.js';
+import type { CalibrationData } from './definition/calibration-data.js';
 import type { AnyStart, StartLayer } from './definition/definition.js';
 import { planOf, requireMethod } from './start-layer.js';
+import { startTogether } from './together.js';
 
 /** A start with its settings, as options name it. */
 export interface ChosenStart {
@@ -49,7 +46,8 @@ export interface StarterOptions extends ChosenStart {
 const kGroupBytes = 2 ** 30;
 
 /** Does the start have to see data? */
-export const needsData = ({ from }: AnyStart): boolean => from === 'inputs' || from === 'gradient';
+export const needsData = ({ from }: AnyStart): boolean =>
+  from === 'inputs' || from === 'gradient' || from === 'model';
 
 /**
  * Rejects a start that cannot work for a model, before its weights are read.
@@ -178,7 +176,8 @@ export class Starter implements Disposable {
       if (data === undefined || data.batches.length === 0) {
         fail('ERR_VALUE', 'start', 'data', `given (${start.start} needs ${start.from})`, 'none');
       }
-      await this.#calibrated(decoder, data, onBatch);
+      if (start.from === 'model') await this.#together(decoder, data, onBatch);
+      else await this.#calibrated(decoder, data, onBatch);
       for (const [module, { base }] of this.#layers) {
         if (base !== undefined) decoder.weights.replace(module, base);
       }
@@ -226,6 +225,24 @@ export class Starter implements Disposable {
         observed.dw?.dispose();
       });
     }
+  }
+
+  /** Starts all layers with the dense model beside the stored one. */
+  async #together(decoder: Decoder, data: CalibrationData, onBatch: OnBatch = () => {}) {
+    const { model, options } = this;
+    await startTogether({
+      plan: this.#plan,
+      call: callOf(this.#plan, options.seed),
+      model,
+      stored: decoder,
+      device: options.device,
+      data,
+      onBatch,
+      isStarted: (module) => this.#index.has(module),
+      seedOf: (module) => this.#seed(module),
+      layerOf: (place, w) => this.#layer(place, w, {}),
+      take: (module, made) => this.#layers.set(module, made),
+    });
   }
 
   /** Calls with the layer as its files have it. */

@@ -18,6 +18,8 @@ export const OWN: Readonly<Record<string, string>> = {
   flora: 'not in PEFT',
   hydralora: 'not in PEFT',
   'ir-qlora': 'not in PEFT',
+  l4q: 'not in PEFT',
+  'lota-qaf': 'not in PEFT',
   kadaptation: 'not in PEFT',
   krona: 'not in PEFT',
   'l-lora': 'not in PEFT',

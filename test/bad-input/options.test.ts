@@ -144,6 +144,28 @@ const TABLE: readonly Row[] = [
     ({ dy, w, h, loraA }, o) => of('loraShrinkBackward')(dy, w, h, loraA, o),
   ],
   ['weightGrad', 'dtype', ({ dy, x }, o) => of('weightGrad')(dy, x, o)],
+  [
+    'fakeQuantize',
+    'clippedBy',
+    ({ w }, o) => {
+      const t = new Tape();
+      return of('fakeQuantize')(t, t.own(w), { bits: 4, scale: t.own(draw([N, 1])), ...o });
+    },
+  ],
+  [
+    'fakeQuantizeLevels',
+    'scale',
+    ({ w }, o) => {
+      const t = new Tape();
+      return of('fakeQuantizeLevels')(t, t.own(w), { levels: t.own(draw([1, 4])), ...o });
+    },
+  ],
+  [
+    'freezeGrid',
+    'offset',
+    ({ w }, o) => of('freezeGrid')(w, { bits: 4, scale: draw([N, 1]), ...o }),
+  ],
+  ['freezeLevels', 'scale', ({ w }, o) => of('freezeLevels')(w, { levels: draw([1, 4]), ...o })],
   ['multiplyAdd', 'alpha', ({ x }, o) => of('multiplyAdd')({ a: x, ...o })],
   ['mapTensor', 'dtype', ({ x }, o) => of('mapTensor')(x, 'exp', o)],
   ['sumProduct', 'axis', ({ x }, o) => of('sumProduct')(x, undefined, o)],

@@ -30,7 +30,8 @@ beforeAll(async () => {
 afterAll(() => bundled.decoder.dispose());
 
 function make(optimizer: AnyOptimizer, more: Partial<TrainOptions> = {}): ModelTrainer {
-  const method = optimizer.optimizer === 'sora' ? adapters.sora : adapters.lora;
+  const methods = { sora: adapters.sora, 't-sign-sgd': adapters.lotaQaf };
+  const method = methods[optimizer.optimizer as keyof typeof methods] ?? adapters.lora;
   return trainerOf(
     bundled,
     { optimizer, optimizerSettings: settingsOf(optimizer), weightDecay: 0.01, ...more },

@@ -45,7 +45,7 @@ describe('defineStart', () => {
     [{ start: 3 }, /start must be a string, got/],
     [
       { from: 'outputs' },
-      /^ERR_VALUE .*from must be one of weight, inputs, gradient, quantised, got "outputs"/,
+      /^ERR_VALUE .*from must be one of weight, inputs, gradient, quantised, model, got "outputs"/,
     ],
     [{ defaults: null }, /defaults must be an object/],
     [{ defaults: { seed: 1 } }, /without settings named .*got "seed"/],
@@ -187,7 +187,7 @@ describe('a model', () => {
 
   it('all starts say what they are', () => {
     const all = Object.values(starts);
-    expect(all.length).toBe(21);
+    expect(all.length).toBe(28);
     for (const { reference, start } of all)
       expect(reference, start).toMatch(/arXiv:\d{4}\.\d{5}|NeurIPS/);
   });

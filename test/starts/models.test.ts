@@ -6,8 +6,10 @@ import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
 import { writeAdapter } from '../../lib/finetune/finetune-files.js';
 import { restoreRunState, saveRunState } from '../../lib/finetune/run-state.js';
 import {
+  type BaseWeight,
   type InputSums,
   ModelTape,
+  QuantizedWeight,
   readAdapterFolder,
   scope,
   startMethods,
@@ -172,8 +174,9 @@ describe('a started model', () => {
     );
     // A repaired base stays as it is quantised. LoftQ's factors stand for what quantising took, but for a rest.
     const originalOf = ({ place, adapter }: (typeof set.layers)[number]): ArrayLike<number> => {
-      if (start?.quantises !== true) return rawToFloat32(model.read(place.weight.name));
-      const base = valuesOf(bases.get(place.module) as Tensor);
+      const stored = bases.get(place.module) as BaseWeight;
+      if (!QuantizedWeight.is(stored)) return rawToFloat32(model.read(place.weight.name));
+      const base = valuesOf(stored);
       const taken = set.startFactors.get(place.module);
       if (taken === undefined) return base;
       const [a, b] = [taken.loraA, taken.loraB].map((each) => (each as Tensor).readSync());

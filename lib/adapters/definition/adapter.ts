@@ -121,6 +121,12 @@ export interface AdapterDefinition<
     size: AdapterSize<C>,
     blocksize: number,
   ) => Tensor | undefined;
+  /** The weight that the method ends with, for one that quantises it itself: for {@link Adapter.freeze}. */
+  readonly freeze?: (
+    p: Readonly<Record<P | B, Tensor>>,
+    w: BaseWeight,
+    size: AdapterSize<C>,
+  ) => QuantizedWeight;
   /**
    * A term that the method adds to the loss of a step for one layer, and its gradients by parameter. A trainer takes the mean
    * over layers. `seed` is that of the layer's forward pass.
@@ -452,6 +458,25 @@ export class Adapter<C extends object = object> implements Disposable {
       fail('ERR_UNSUPPORTED', op, 'the method', expected, this.method);
     }
     return taken;
+  }
+
+  /**
+   * The layer as integer codes without an adapter, for methods that train their quantiser: `y = x · weightᵀ + bias` with nothing
+   * lost. {@link Adapter.merge} gives the same values in the form of the base.
+   * @param w [N, K], the base
+   * @throws ERR_UNSUPPORTED for other methods · ERR_VALUE for trained steps that are not positive · ERR_TYPE · ERR_SHAPE ·
+   * ERR_DISPOSED · ERR_OOM
+   */
+  freeze(w: BaseWeight): QuantizedWeight {
+    const op = `${this.method}.freeze`;
+    const { freeze } = this.definition;
+    const { config, inFeatures: K, outFeatures: N } = this;
+    if (freeze === undefined) {
+      fail('ERR_UNSUPPORTED', op, 'the method', 'one that trains its quantiser', this.method);
+    }
+    checkWeight(op, w);
+    checkShape(op, 'w', w as Tensor, [N, K]);
+    return scope(() => freeze({ ...this.parameters, ...this.buffers }, w, { N, K, config }));
   }
 
   /** Frees the tensors. A second call does nothing. */

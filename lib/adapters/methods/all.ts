@@ -31,6 +31,8 @@ export { oft } from './orthogonal/oft.js';
 export { osf } from './orthogonal/osf.js';
 export { psoft } from './orthogonal/psoft.js';
 export { road } from './orthogonal/road.js';
+export { l4q } from './quantized/l4q.js';
+export { lotaQaf } from './quantized/lota-qaf.js';
 export { beft } from './scales/beft.js';
 export { glora } from './scales/glora.js';
 export { ia3, ia3Input } from './scales/ia3.js';

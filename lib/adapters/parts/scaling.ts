@@ -11,7 +11,11 @@ export interface AlphaConfig {
 }
 
 /** `loraAlpha / r`, or `loraAlpha / sqrt(r)` (Kalajdzievski, 2023). */
-export function scalingOf({ r, loraAlpha, rslora }: AlphaConfig): number {
+export function scalingOf({
+  r,
+  loraAlpha,
+  rslora,
+}: Partial<AlphaConfig> & Omit<AlphaConfig, 'dropout'>): number {
   return loraAlpha / (rslora ? Math.sqrt(r) : r);
 }
 

@@ -16,7 +16,7 @@ export function settingsOf(
   args: readonly string[],
   layouts: readonly string[],
 ): Fact[] {
-  const { adapter, train, format, privacy, device = defaultDevice() } = options;
+  const { adapter, train, privacy, device = defaultDevice() } = options;
   const { method, definition } = adapter.method;
   const settings = { ...(definition.defaults as object), ...adapter.settings };
   const list = Object.entries(settings).map(([name, value]) => `${name} ${String(value)}`);
@@ -30,7 +30,7 @@ export function settingsOf(
     ...startFacts(adapter.start),
     {
       name: 'base',
-      value: storedAs(layouts, format.format),
+      value: storedAs(layouts, options),
       note: `activations in ${train.dtype}`,
     },
     {
@@ -73,9 +73,12 @@ function optimizerText({ optimizer, optimizerSettings }: FinetuneOptions['train'
   return [optimizer?.optimizer ?? 'adamw', ...list].join(', ');
 }
 
-/** How the base is stored: by the layouts of a folder that is quantised already, otherwise as the run quantised it. */
-const storedAs = (layouts: readonly string[], format: string): string =>
-  layouts.length > 0 ? layouts.join(' and ') : format;
+/** How the base is stored: by the layouts of a folder that is quantised already, otherwise as the start or the run quantised it. */
+function storedAs(layouts: readonly string[], { adapter, format }: FinetuneOptions): string {
+  const start = adapter.start?.start;
+  if (start?.ownFormat === true) return `the format of ${start.start}`;
+  return layouts.length > 0 ? layouts.join(' and ') : format.format;
+}
 
 const quoted = (text: string): string => (/^[\w./,:=-]+$/.test(text) ? text : JSON.stringify(text));
 
@@ -104,8 +107,7 @@ export function planFacts({ architecture, parameters, memory, available, fits }:
 export function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: number): Fact[] {
   const { lossBefore, lossAfter, memory, comparison } = result;
   const percent = (ratio: number) => `${(100 * ratio).toFixed(1)} %`;
-  const { format } = options.format;
-  const stored = storedAs(result.layouts, format);
+  const stored = storedAs(result.layouts, options);
   const facts: Fact[] = [
     { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
     {

@@ -1,7 +1,6 @@
 /** Passes over data that see the inputs and the first gradients of a model's layers. */
 
 import type { Adapter } from '../../adapters/definition/adapter.js';
-import type { DType } from '../../core/dtype.js';
 import { full } from '../../core/full.js';
 import { scope } from '../../core/scope.js';
 import { Tensor } from '../../core/tensor.js';
@@ -10,17 +9,9 @@ import type { LinearWeights } from '../../model/linear-weights.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 import { multiplyAdd } from '../../ops/elementwise.js';
 import { weightGrad } from '../../ops/weight-grad.js';
+import type { CalibrationData } from '../definition/calibration-data.js';
 import { InputSums } from './inputs.js';
 import { type LayerObserver, ObservingTape } from './observing-tape.js';
-
-/** Data of a calibration. */
-export interface CalibrationData {
-  /** Rows of T tokens, and the token that follows each (negative for none). */
-  readonly batches: readonly { readonly ids: Int32Array; readonly targets: Int32Array }[];
-  readonly T: number;
-  /** Of the activations. */
-  readonly dtype: DType;
-}
 
 /** What a calibration found of a layer. */
 export interface Observed {

@@ -1,13 +1,16 @@
 /** Starts of adapters as definitions: initial factors, and the base that they leave, from what is known of a layer. */
 
+import type { Adapter } from '../../adapters/definition/adapter.js';
 import type { Device } from '../../core/device.js';
 import { fail, wrongType } from '../../core/errors.js';
 import type { Tensor } from '../../core/tensor.js';
 import { ownFields } from '../../core/validate.js';
+import type { Decoder } from '../../model/decoder.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
+import type { CalibrationData } from './calibration-data.js';
 
 /** What a start has to know of a layer beside its weight. */
-export type StartSource = 'weight' | 'inputs' | 'gradient' | 'quantised';
+export type StartSource = 'weight' | 'inputs' | 'gradient' | 'quantised' | 'model';
 
 /** Sums over the rows x of a layer's inputs, in float64. */
 export interface LayerInputs {
@@ -40,6 +43,21 @@ export interface StartLayer {
   readonly dw?: Tensor;
   /** A weight [N, K] as the run stores this layer: quantised in its format, or in the dtype of the file. May be called often. */
   quantise(w: Tensor): BaseWeight;
+}
+
+/** A model whose layers are started together. */
+export interface StartModel {
+  /** Those that are started, in the order of the forward pass. */
+  readonly layers: readonly StartLayer[];
+  /** Its linear layers as the files have them, dense. */
+  readonly dense: Decoder;
+  /** As the run stores it. */
+  readonly stored: Decoder;
+  /** New adapters of the layers by module, as without a start; those that are not returned as factors are freed. */
+  readonly adapters: ReadonlyMap<string, Adapter>;
+  readonly data: CalibrationData;
+  /** To be awaited before each pass; may throw to stop. */
+  onBatch(done: number, total: number): void | Promise<void>;
 }
 
 /** How a layer is to be started. */
@@ -82,7 +100,8 @@ export interface StartDefinition<S extends object> {
   readonly reference: string;
   /**
    * What `factors` reads. `weight`: w alone. `quantised`: w, and {@link StartLayer.quantise} in a format. `inputs` and
-   * `gradient`: sums over batches of data, which run through the base model as the run stores it.
+   * `gradient`: sums over batches of data, which run through the base model as the run stores it. `model`: the whole model,
+   * by `together` in place of `factors`.
    */
   readonly from: StartSource;
   /** Settings with their values. */
@@ -91,8 +110,14 @@ export interface StartDefinition<S extends object> {
   readonly quantises?: boolean;
   /** Methods of adapters that it starts; default `lora`. */
   readonly adapters?: readonly string[];
-  /** Does it replace the base? Then `factors` must return one, and layers that the files hold quantised are refused. Default false. */
-  readonly replacesBase?: boolean;
+  /**
+   * Does it replace the base? Then `factors` must return one, and layers that the files hold quantised are refused. `true`: part
+   * of the weight moves into the adapter. `format`: the new base is w, in a format of the start's own, and the adapter belongs
+   * to any base of the model. Default false.
+   */
+  readonly replacesBase?: boolean | 'format';
+  /** Is the base in a format of the start's own, in place of the run's? Default false. */
+  readonly ownFormat?: boolean;
   /** Tensors of the method that are not trained after this start; default none. */
   readonly frozen?: readonly string[];
   /** PEFT's `init_lora_weights` for adapters that it loads as they are; default true. */
@@ -113,7 +138,9 @@ export interface StartDefinition<S extends object> {
     sizes: readonly { readonly N: number; readonly K: number }[],
   ): readonly number[];
   /** The initial tensors of one layer. */
-  factors(layer: StartLayer, call: StartCall<S>): StartFactors;
+  factors?(layer: StartLayer, call: StartCall<S>): StartFactors;
+  /** With `from: 'model'`: the initial tensors of every layer, by module. What it makes beside them it frees. */
+  together?(model: StartModel, call: StartCall<S>): Promise<ReadonlyMap<string, StartFactors>>;
 }
 
 /** Any start, whatever its settings. */
@@ -123,7 +150,7 @@ export type AnyStart = StartDefinition<any>;
 /** It is also used on the command line. */
 const kName = /^[A-Za-z0-9][A-Za-z0-9_-]*$/;
 
-const kSources: readonly StartSource[] = ['weight', 'inputs', 'gradient', 'quantised'];
+const kSources: readonly StartSource[] = ['weight', 'inputs', 'gradient', 'quantised', 'model'];
 
 /** Names of options that are no settings. */
 export const kTakenOptions = ['start', 'method', 'format', 'seed', 'inputs', 'dw', 'module'];
@@ -159,7 +186,11 @@ export function defineStart<S extends object>(definition: StartDefinition<S>): S
     const expected = `without settings named ${kTakenOptions.join(', ')}`;
     fail('ERR_VALUE', op, 'defaults', expected, `"${taken}"`);
   }
-  if (typeof own.factors !== 'function') throw wrongType(op, 'factors', 'a function', own.factors);
+  const [wanted, other] = own.from === 'model' ? ['together', 'factors'] : ['factors', 'together'];
+  if (typeof own[wanted] !== 'function') throw wrongType(op, wanted, 'a function', own[wanted]);
+  if (own[other] !== undefined) {
+    fail('ERR_VALUE', op, other, `left out with from: '${own.from}'`, 'given');
+  }
   for (const name of ['check', 'measure', 'ranks']) {
     const value = own[name];
     if (value === undefined || typeof value === 'function') continue;
@@ -168,10 +199,11 @@ export function defineStart<S extends object>(definition: StartDefinition<S>): S
   if ((own.measure === undefined) !== (own.ranks === undefined)) {
     fail('ERR_VALUE', op, 'measure and ranks', 'given together', 'one of them');
   }
-  for (const name of ['replacesBase', 'quantises']) {
+  for (const name of ['replacesBase', 'quantises', 'ownFormat']) {
     const value = own[name];
     if (value === undefined || typeof value === 'boolean') continue;
-    throw wrongType(op, name, 'a boolean', value);
+    if (name === 'replacesBase' && value === 'format') continue;
+    throw wrongType(op, name, name === 'replacesBase' ? 'a boolean or format' : 'a boolean', value);
   }
   for (const name of ['adapters', 'frozen']) {
     const value = own[name];
@@ -198,6 +230,6 @@ export function isStart(value: unknown): value is AnyStart {
     Object.isFrozen(start) &&
     typeof start.start === 'string' &&
     typeof start.defaults === 'object' &&
-    typeof start.factors === 'function'
+    typeof (start.factors ?? start.together) === 'function'
   );
 }

@@ -23,24 +23,56 @@ function factorOf(start: string, second: Float64Array, K: number): Float64Array 
   return fail('ERR_VALUE', `start ${start}`, 'the inputs', 'not all zero', 'sums of 0');
 }
 
+/** How triplets are found. */
+export interface TripletOptions {
+  readonly r: number;
+  readonly seed: number;
+  readonly iterations: number | 'exact';
+}
+
+/** A matrix [N, K] seen through the inputs of its layer, whose second moments are R = L · Lᵀ. Any root of R does the same. */
+export class SeenMatrix {
+  readonly #l: Float64Array;
+  readonly #turned: Tensor;
+
+  /**
+   * @param second [K, K] R, row by row
+   * @throws ERR_VALUE for second moments of 0
+   */
+  constructor(start: string, second: Float64Array, { K, device }: StartLayer) {
+    this.#l = factorOf(start, second, K);
+    this.#turned = Tensor.from(Float32Array.from(transposed(this.#l, K, K)), [K, K], { device });
+  }
+
+  /** m · L, [N, K]. */
+  seen(m: Tensor): Tensor {
+    return matmul(m, this.#turned);
+  }
+
+  /** The triplets of (m · L)ᵣ with v turned back by L⁻¹: m ≈ u · diag(s) · v. Rows of v are not orthonormal. */
+  triplets(m: Tensor, { r, seed, iterations }: TripletOptions): Svd {
+    const { device } = m;
+    const [, K = 0] = m.shape;
+    const { u, s, v } = svd(this.seen(m), { r, seed, iterations });
+    const columns = transposed(Float64Array.from(v.readSync()), r, K);
+    solveLower(this.#l, K, columns, r, true);
+    const rows = Float32Array.from(transposed(columns, K, r));
+    return { u, s, v: Tensor.from(rows, [r, K], { device }) };
+  }
+}
+
 /**
- * The repair of rank r of a quantised weight whose error in the layer's output is least: with R = L · Lᵀ the second moments of the
- * inputs and Δ = w − quantise(w), the triplets of (Δ · L)ᵣ, with v turned back by L⁻¹. Any root of R gives the same update.
+ * The repair of rank r of a quantised weight whose error in the layer's output is least: the triplets of (Δ · L)ᵣ of
+ * Δ = w − quantise(w), turned back by {@link SeenMatrix}.
  * @param second [K, K] R, row by row
  * @returns Δ ≈ u · diag(s) · v; rows of v are not orthonormal
  */
 export function weightedRepair(
   start: string,
-  { w, K, device, quantise }: StartLayer,
+  layer: StartLayer,
   second: Float64Array,
-  { r, seed, iterations }: { r: number; seed: number; iterations: number | 'exact' },
+  options: TripletOptions,
 ): Svd {
-  const l = factorOf(start, second, K);
-  const error = multiplyAdd({ a: w, c: decoded(quantise(w)), beta: -1 });
-  const turned = Tensor.from(Float32Array.from(transposed(l, K, K)), [K, K], { device });
-  const { u, s, v } = svd(matmul(error, turned), { r, seed, iterations });
-  const columns = transposed(Float64Array.from(v.readSync()), r, K);
-  solveLower(l, K, columns, r, true);
-  const rows = Float32Array.from(transposed(columns, K, r));
-  return { u, s, v: Tensor.from(rows, [r, K], { device }) };
+  const error = multiplyAdd({ a: layer.w, c: decoded(layer.quantise(layer.w)), beta: -1 });
+  return new SeenMatrix(start, second, layer).triplets(error, options);
 }

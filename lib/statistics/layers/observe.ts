@@ -9,13 +9,10 @@ import type { Decoder } from '../../model/decoder.js';
 import { type LinearWeights, linearsOf } from '../../model/decoder-weights.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 import { multiplyAdd } from '../../ops/elementwise.js';
-import {
-  type CalibrationData,
-  type OnBatch,
-  observePasses,
-} from '../../starts/calibration/calibrate.js';
+import { type OnBatch, observePasses } from '../../starts/calibration/calibrate.js';
 import { InputSums } from '../../starts/calibration/inputs.js';
 import type { LayerObserver } from '../../starts/calibration/observing-tape.js';
+import type { CalibrationData } from '../../starts/definition/calibration-data.js';
 import { perExampleGradients } from '../per-example/gradients.js';
 import { InputMoments } from './moments.js';
 import { type LayerUpdate, outputSquares, updateSensitivity } from './update.js';

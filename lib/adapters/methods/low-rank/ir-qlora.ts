@@ -6,8 +6,7 @@ import { type AlphaConfig, scalingOf } from '../../parts/scaling.js';
  * Information elastic connection: a LoRA with a shortcut around each factor. A shortcut has no parameters
  * except one trained scale: `h = dropout(x)·loraAᵀ + scaleA · means(x)`, the means of r runs of K / r
  * neighbouring features, and `y = x·wᵀ + scaling · (h·loraBᵀ + scaleB · spread(h))`, which repeats every
- * value of h for N / r outputs. The other half of the paper, quantising w by its entropy, is not part of the
- * adapter.
+ * value of h for N / r outputs. The other half of the paper, quantising w by its entropy, is the start `icq`.
  */
 export const irQlora = defineAdapter({
   method: 'ir-qlora',

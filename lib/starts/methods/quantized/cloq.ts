@@ -1,8 +1,8 @@
-import { defineStart } from '../definition/definition.js';
-import { scaleRows } from '../parts/factors.js';
-import { damped, inputsOf } from '../parts/inputs.js';
-import { checkIterations, passesOf } from '../parts/iterations.js';
-import { weightedRepair } from '../parts/weighted-repair.js';
+import { defineStart } from '../../definition/definition.js';
+import { scaleRows } from '../../parts/factors.js';
+import { damped, inputsOf } from '../../parts/inputs.js';
+import { checkIterations, passesOf } from '../../parts/iterations.js';
+import { weightedRepair } from '../../parts/weighted-repair.js';
 
 /**
  * The repair of the quantised weight by the Gram matrix of the inputs, `H = Σ xᵀx + damping · mean diagonal`: with

@@ -1,8 +1,8 @@
-import { defineStart } from '../definition/definition.js';
-import { balanced } from '../parts/factors.js';
-import { autocorrelationOf, inputsOf } from '../parts/inputs.js';
-import { checkIterations, passesOf } from '../parts/iterations.js';
-import { weightedRepair } from '../parts/weighted-repair.js';
+import { defineStart } from '../../definition/definition.js';
+import { balanced } from '../../parts/factors.js';
+import { autocorrelationOf, inputsOf } from '../../parts/inputs.js';
+import { checkIterations, passesOf } from '../../parts/iterations.js';
+import { weightedRepair } from '../../parts/weighted-repair.js';
 
 /**
  * The repair of the quantised weight that leaves the least error in the layer's output over the data, QERA-exact: with R = E xᵀx,
