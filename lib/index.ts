@@ -427,7 +427,7 @@ export { type AdamWStepOptions, adamwStep, globalNorm } from './ops/optimizer-st
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
-/** Every optimiser that comes with the library, by name: docs/optimizers.md. */
+/** Every optimiser that comes with the library, by name: docs/training/optimizers.md. */
 export * as optimizers from './optim/all.js';
 export { defineOptimizer } from './optim/definition/define.js';
 export type {
@@ -450,7 +450,7 @@ export { type AdamwSettings, adamw } from './optim/elementwise/adamw.js';
 export { optimizerList } from './optim/optimizers.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
-/** Every start of adapters that comes with the library, by name: docs/starts.md. */
+/** Every start of adapters that comes with the library, by name: docs/training/starts.md. */
 export * as starts from './starts/all.js';
 export type { OnBatch } from './starts/calibration/calibrate.js';
 export { InputSums } from './starts/calibration/inputs.js';

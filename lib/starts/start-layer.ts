@@ -71,7 +71,7 @@ export function planOf(
 
 /**
  * Starts the adapter of one layer: `const { adapter, weight } = startLayer(w, { start: 'pissa', r: 8, format: { format: 'nf4' } })`.
- * The layer is then `adapter.forward(x, weight)`. The starts, what they need and their settings are in docs/starts.md.
+ * The layer is then `adapter.forward(x, weight)`. The starts, what they need and their settings are in docs/training/starts.md.
  * @param w [N, K] dense, before quantising
  * @returns the adapter, and the base as it is stored: quantised, and what the start left of it. Both are the caller's
  * @throws ERR_VALUE for a start without what it needs, a rank above the sides of w, other settings · ERR_UNSUPPORTED for a method

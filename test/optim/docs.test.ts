@@ -1,4 +1,4 @@
-// docs/optimizers.md: its example runs, and its tables have every optimiser with its settings.
+// docs/training/optimizers.md: its example runs, and its tables have every optimiser with its settings.
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
@@ -8,7 +8,7 @@ import { temporaryFolder } from '../finetune/setup.js';
 import { writeTinyCheckpoint } from '../finetune/tiny-checkpoint.js';
 
 const root = path.join(import.meta.dirname, '..', '..');
-const page = fs.readFileSync(path.join(root, 'docs', 'optimizers.md'), 'utf8');
+const page = fs.readFileSync(path.join(root, 'docs', 'training', 'optimizers.md'), 'utf8');
 const blocks = [...page.matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
 
 let folder: string;
@@ -28,7 +28,7 @@ beforeAll(() => {
   fs.writeFileSync(path.join(folder, 'text.txt'), text);
 });
 
-describe('docs/optimizers.md', () => {
+describe('docs/training/optimizers.md', () => {
   it('lists every optimiser with its settings and its paper', () => {
     const rows = page.split('\n').filter((line) => /^\| `/.test(line));
     for (const { optimizer, defaults, reference, rate = 1 } of optimizerList) {

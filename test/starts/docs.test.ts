@@ -1,4 +1,4 @@
-// docs/starts.md: its examples run, and its table has every start with its settings.
+// docs/training/starts.md: its examples run, and its table has every start with its settings.
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
@@ -9,12 +9,12 @@ import { requireBuilt } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
 
 const root = path.join(import.meta.dirname, '..', '..');
-const page = fs.readFileSync(path.join(root, 'docs', 'starts.md'), 'utf8');
+const page = fs.readFileSync(path.join(root, 'docs', 'training', 'starts.md'), 'utf8');
 const blocks = [...page.matchAll(/```ts\n([\s\S]*?)```/g)].map(([, code = '']) => code);
 
 beforeAll(requireBuilt);
 
-describe('docs/starts.md', () => {
+describe('docs/training/starts.md', () => {
   it('begins with an example that runs', () => {
     const entry = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
     const file = path.join(temporaryFolder(), 'example.mjs');

@@ -53,7 +53,7 @@ Adapter
   --lora-alpha X      scaling = lora_alpha / rank                         [2 * rank]
   --rslora            scaling = lora_alpha / sqrt(rank)
   --dropout P         dropout before the adapters, in [0, 1)              [0]
-  --init NAME         where the adapters begin (pissa, loftq, eva, qera, ...; docs/starts.md), or a file
+  --init NAME         where the adapters begin (pissa, loftq, eva, qera, ...; docs/training/starts.md), or a file
                       of one's own                                        [the method's own start]
   --init-batches N    passes over the text that a start from inputs or gradients sees       [8]
   --set NAME=VALUE    another setting of the method, of --init or the optimizer; may be repeated
@@ -70,7 +70,7 @@ Training
   --seq-len N         tokens in a sequence                                [128]
   --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
-  --optimizer NAME    adamw, lora-plus, lion, ... (docs/optimizers.md), or a file of one's own [adamw]
+  --optimizer NAME    adamw, lora-plus, lion, ... (docs/training/optimizers.md), or a file of one's own [adamw]
   --lr X              peak learning rate     [0.003, times what the method and the optimizer want]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
   --weight-decay X    decoupled                                           [0]

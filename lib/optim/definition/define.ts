@@ -12,7 +12,7 @@ const kFunctions = ['state', 'group', 'check', 'step', 'evaluated', ...kHostStep
 const kFlags = ['capturable', 'clips'] as const;
 
 /**
- * Checks and freezes an optimiser of one's own. See docs/optimizers.md.
+ * Checks and freezes an optimiser of one's own. See docs/training/optimizers.md.
  * @throws ERR_TYPE · ERR_VALUE
  * @example
  * const sgd = defineOptimizer({

@@ -156,7 +156,7 @@ const kSources: readonly StartSource[] = ['weight', 'inputs', 'gradient', 'quant
 export const kTakenOptions = ['start', 'method', 'format', 'seed', 'inputs', 'dw', 'module'];
 
 /**
- * Checks and freezes a start of one's own. See docs/starts.md.
+ * Checks and freezes a start of one's own. See docs/training/starts.md.
  * @throws ERR_TYPE · ERR_VALUE
  * @example
  * const rows = defineStart({
