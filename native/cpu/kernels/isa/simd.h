@@ -197,6 +197,22 @@ constexpr bool kHasLookUps = true;
 constexpr bool kHasLookUps = false;
 #endif
 
+#if defined(__AVX512F__)
+/// (v & mask) | bits.
+LOWRANK_INLINE VecU MaskedOr(VecU v, VecU mask, VecU bits) {
+  return reinterpret_cast<VecU>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(v),
+                                                          reinterpret_cast<__m512i>(mask),
+                                                          reinterpret_cast<__m512i>(bits), 0xea));
+}
+
+/// Of 32 values in two tables: index & 31.
+LOWRANK_INLINE VecF Lookup(VecF low, VecF high, VecU index) {
+  return reinterpret_cast<VecF>(_mm512_permutex2var_ps(reinterpret_cast<__m512>(low),
+                                                       reinterpret_cast<__m512i>(index),
+                                                       reinterpret_cast<__m512>(high)));
+}
+#endif
+
 /// table[index & 15] in every lane.
 LOWRANK_INLINE VecF Lookup(const Table16& table, VecU index) {
 #if defined(__AVX512F__)
@@ -427,12 +443,6 @@ LOWRANK_INLINE VecU LookupBF16(VecU low, VecU high, VecP index) {
                                                           reinterpret_cast<__m512i>(high)));
 }
 
-/// (v & mask) | bits.
-LOWRANK_INLINE VecU MaskedOr(VecU v, VecU mask, VecU bits) {
-  return reinterpret_cast<VecU>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(v),
-                                                          reinterpret_cast<__m512i>(mask),
-                                                          reinterpret_cast<__m512i>(bits), 0xea));
-}
 #endif
 
 /// counts + step where a > b.
