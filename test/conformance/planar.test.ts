@@ -2,10 +2,12 @@
 import { describe, expect, it } from 'vitest';
 import {
   dequantize,
+  matmul,
   type PlanarWeight,
   planarToFloat32,
   QuantizedWeight,
   scope,
+  Tensor,
 } from '../../lib/index.js';
 import { roundAll } from '../oracle/dtypes.js';
 import { exact } from '../oracle.js';
@@ -65,5 +67,48 @@ describe.each(DEVICES)('%s', (device) => {
     exact('host', planarToFloat32(planes), expected);
     using w = QuantizedWeight.fromPlanes(planes, { device });
     exact('decoded', dequantize(w, { dtype: 'f32' }).readSync(), expected);
+  });
+
+  // One loop of the CPU exchanges the sign of such codes and then reads them as code - 128.
+  it.each(DTYPES)("products of codes in two's complement are exact: %s", (dtype) => {
+    // On the CPU in bf16 the last one is wide enough for the loop over rows of bytes.
+    for (const [M, N, K] of [
+      [1, 40, 320],
+      [3, 37, 320],
+      [20, 40, 320],
+      [2, 512, 1024],
+    ] as const) {
+      const codes = Uint8Array.from({ length: N * K }, (_, i) => (i * 89 + 7 * (i >> 8)) % 256);
+      const scales = Float32Array.from(
+        { length: (N * K) / 32 },
+        (_, e) => [1, 2, -1][e % 3] as number,
+      );
+      const planes: PlanarWeight = {
+        rows: N,
+        columns: K,
+        bits: 8,
+        codes,
+        levels: Float32Array.from({ length: 256 }, (_, code) => (code < 128 ? code : code - 256)),
+        grid: { kind: 'tiles', rows: 1, columns: 32 },
+        scale: { values: { dtype: 'f32', data: scales } },
+      };
+      const x = Float32Array.from({ length: M * K }, (_, i) => (i % 7) - 3);
+      const expected = Float32Array.from({ length: M * N }, (_, i) => {
+        const [m, n] = [Math.floor(i / N), i % N];
+        let sum = 0;
+        for (let k = 0; k < K; k++) {
+          const code = codes[n * K + k] as number;
+          const level = code < 128 ? code : code - 256;
+          sum +=
+            (x[m * K + k] as number) * level * (scales[Math.floor((n * K + k) / 32)] as number);
+        }
+        return sum;
+      });
+      scope(() => {
+        const w = QuantizedWeight.fromPlanes(planes, { device });
+        const y = matmul(Tensor.from(x, [M, K], { dtype, device }), w).readSync();
+        exact(`${M} rows`, y, roundAll(dtype, expected));
+      });
+    }
   });
 });
