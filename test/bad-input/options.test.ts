@@ -329,12 +329,19 @@ const OTHERS: readonly string[] = [
   'GradientTape',
   'OftImages',
   'QuantizedWeight',
+  'Sensitivities',
   'Trainer',
   'arrowFromPeft',
   'arrowPrototypes',
   'expertsFromPeft',
   'generate',
+  'laplace',
   'montecloraLoss',
+  'noiseForPrivacy',
+  'observe',
+  'perExampleGradients',
+  'predictiveProbabilities',
+  'privacyAccountant',
 ];
 
 /** Options of functions that are not public, or a field that is read beside the checked ones. */
