@@ -4,8 +4,10 @@ import { checkFinite, refuseField } from './validate.js';
 /** What has settings: its defaults, and what it refuses. */
 export interface HasSettings {
   readonly defaults: Readonly<Record<string, unknown>>;
-  // biome-ignore lint/suspicious/noExplicitAny: the types of the settings are those of the defaults
-  check?(settings: any): readonly [setting: string, expected: string, actual: string] | undefined;
+  /** Settings have the types of the defaults; a definition declares its own as the parameter. */
+  check?(
+    settings: object,
+  ): readonly [setting: string, expected: string, actual: string] | undefined;
 }
 
 /**

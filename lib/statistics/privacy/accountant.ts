@@ -46,6 +46,13 @@ const kMostNoise = 2 ** 20;
 const kMostSteps = 1e12;
 
 type Known = Required<Omit<PrivateRun, 'noise'>>;
+const kRunOptions = {
+  sampleRate: true,
+  steps: true,
+  delta: true,
+  orders: true,
+  sums: true,
+} as const;
 
 const kSums: readonly PrivacySums[] = ['exact', 'opacus', 'dp-accounting'];
 
@@ -106,14 +113,7 @@ function guarantee({ sampleRate, steps, delta, orders, sums }: Known, noise: num
  */
 export function privacyAccountant(run: PrivateRun): PrivacyGuarantee {
   const op = 'privacyAccountant';
-  const given = readOptions(op, run, {
-    sampleRate: true,
-    noise: true,
-    steps: true,
-    delta: true,
-    orders: true,
-    sums: true,
-  });
+  const given = readOptions(op, run, { ...kRunOptions, noise: true });
   const known = checkRun(op, given);
   const noise = checkFinite(op, 'noise', given.noise);
   if (!(noise >= kLeastNoise && noise <= kMostNoise)) {
@@ -138,14 +138,7 @@ export interface PrivacyTarget extends Omit<PrivateRun, 'noise'> {
  */
 export function noiseForPrivacy(target: PrivacyTarget): number {
   const op = 'noiseForPrivacy';
-  const given = readOptions(op, target, {
-    sampleRate: true,
-    steps: true,
-    epsilon: true,
-    delta: true,
-    orders: true,
-    sums: true,
-  });
+  const given = readOptions(op, target, { ...kRunOptions, epsilon: true });
   const known = checkRun(op, given);
   const epsilon = checkFinite(op, 'epsilon', given.epsilon);
   if (epsilon <= 0) fail('ERR_VALUE', op, 'epsilon', 'above 0', String(epsilon));
