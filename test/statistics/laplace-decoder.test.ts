@@ -1,5 +1,5 @@
 // Laplace-LoRA on a decoder: logits of answers, memory, and what is rejected.
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   choiceLogits,
   type LabelledPass,
@@ -11,30 +11,14 @@ import {
   synchronize,
   Tensor,
 } from '../../lib/index.js';
-import {
-  randomValues,
-  setValues,
-  type TinyTrainer,
-  tinyTrainer,
-  valuesOf,
-} from '../finetune/setup.js';
+import { randomValues } from '../finetune/setup.js';
+import { startedTrainer } from './setup.js';
 
 const near = (mine: number, expected: number, scale: number, what: string) =>
   expect(Math.abs(mine - expected), `${what}: ${mine}, ${expected}`).toBeLessThan(2e-4 * scale);
 
-const made: TinyTrainer[] = [];
-afterEach(() => {
-  for (const each of made.splice(0)) each.dispose();
-});
-
 function decoderCase(method: Readonly<Record<string, unknown>> = {}) {
-  const own = tinyTrainer({}, { format: 'nf4' }, { adapter: method });
-  made.push(own);
-  const { trainer } = own;
-  setValues(
-    trainer,
-    randomValues(valuesOf(trainer).length, 11).map((value) => value / 4),
-  );
+  const { trainer } = startedTrainer({ adapter: method });
   const { decoder, adapters, data } = trainer;
   const { T } = data.train;
   const adapted = { adapters: adapters.byModule };

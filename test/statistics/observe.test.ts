@@ -1,5 +1,5 @@
 // Statistics of layers against float64 sums over what a tape of this test sees.
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   type Adapter,
   type CalibrationData,
@@ -20,26 +20,10 @@ import {
   type Value,
 } from '../../lib/index.js';
 import type { ModelTrainer } from '../../lib/train/model-trainer.js';
-import {
-  randomValues,
-  setValues,
-  type TinyTrainer,
-  tinyTrainer,
-  valuesOf,
-} from '../finetune/setup.js';
-
-const made: TinyTrainer[] = [];
-afterEach(() => {
-  for (const each of made.splice(0)) each.dispose();
-});
+import { startedTrainer } from './setup.js';
 
 function tiny(method: Readonly<Record<string, unknown>>, device: Device = 'cpu'): ModelTrainer {
-  const own = tinyTrainer({}, { format: 'nf4' }, { adapter: method, device, batch: 2 });
-  made.push(own);
-  const { trainer } = own;
-  const start = randomValues(valuesOf(trainer).length, 11).map((value) => value / 4);
-  setValues(trainer, start);
-  return trainer;
+  return startedTrainer({ adapter: method, device, batch: 2 }).trainer;
 }
 
 const dataOf = ({ data }: ModelTrainer, count = 3): CalibrationData => ({

@@ -1,5 +1,5 @@
 // Per-example gradients against passes of one example each, whose gradients exist.
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import {
   type Device,
   type DType,
@@ -13,34 +13,16 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import type { ModelTrainer } from '../../lib/train/model-trainer.js';
-import {
-  randomValues,
-  setValues,
-  type TinyTrainer,
-  tinyTrainer,
-  valuesOf,
-} from '../finetune/setup.js';
+import { startedTrainer } from './setup.js';
 
 const B = 5;
-const made: TinyTrainer[] = [];
-afterEach(() => {
-  for (const each of made.splice(0)) each.dispose();
-});
 
 function tiny(
   method: Readonly<Record<string, unknown>>,
   device: Device,
   dtype: DType,
 ): ModelTrainer {
-  const own = tinyTrainer({}, { format: 'nf4' }, { adapter: method, device, dtype, batch: B });
-  made.push(own);
-  const { trainer } = own;
-  const { length } = valuesOf(trainer);
-  setValues(
-    trainer,
-    randomValues(length, 11).map((value) => value / 4),
-  );
-  return trainer;
+  return startedTrainer({ adapter: method, device, dtype, batch: B }).trainer;
 }
 
 /** All examples of the next step in one pass. */

@@ -1,29 +1,13 @@
 // Private steps: what is clipped, what is divided, what the noise is, who is taken; and that they can be repeated.
-import { afterEach, describe, expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { optimizers, scope, Tensor, Trainer, type TrainerOptions } from '../../lib/index.js';
 import { derivedSeed, poissonSample } from '../../lib/statistics/privacy/draws.js';
 import type { ModelTrainer, TrainOptions } from '../../lib/train/model-trainer.js';
-import {
-  gradientOf,
-  randomValues,
-  setValues,
-  type TinyTrainer,
-  tinyTrainer,
-  valuesOf,
-} from '../finetune/setup.js';
-
-const made: TinyTrainer[] = [];
-afterEach(() => {
-  for (const each of made.splice(0)) each.dispose();
-});
+import { gradientOf, valuesOf } from '../finetune/setup.js';
+import { startedTrainer } from './setup.js';
 
 function tiny(options: Partial<TrainOptions>): ModelTrainer {
-  const own = tinyTrainer({}, { format: 'nf4' }, options);
-  made.push(own);
-  const { trainer } = own;
-  const start = randomValues(valuesOf(trainer).length, 11).map((value) => value / 4);
-  setValues(trainer, start);
-  return trainer;
+  return startedTrainer(options).trainer;
 }
 
 /** The gradient of a sequence alone, by a trainer without privacy. */
