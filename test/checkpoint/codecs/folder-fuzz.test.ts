@@ -21,7 +21,7 @@ const kInputs = kFull ? 100_000 : 600;
 const kMostGrowth_bytes = 512 * 2 ** 20;
 
 const FOLDERS = path.join(import.meta.dirname, '../../golden/formats/folder');
-// The experts of gpt-oss belong to no architecture of the library.
+// This folder holds the experts of gpt-oss without a model around them. layer-fuzz.test.ts mutates their tensors.
 const NAMES = caseIds('formats/folder')
   .map((id) => id.split('/').at(-1) as string)
   .filter((name) => name !== 'gptoss_mxfp4');
