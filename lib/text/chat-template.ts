@@ -21,6 +21,8 @@ export interface Conversation {
  */
 export const kTrainingDay = new Date(Date.UTC(2024, 6, 26));
 
+const kClock = 'lowrank_strftime';
+
 /**
  * A template of `tokenizer_config.json` or `chat_template.jinja`, with the variables that transformers gives it.
  * @example
@@ -40,7 +42,8 @@ export class ChatTemplate {
     private readonly tokens: Readonly<Record<string, unknown>>,
     private readonly day: Date = kTrainingDay,
   ) {
-    this.#template = new Template(source);
+    // The engine's own clock cannot be replaced from outside. The line break belongs to the tag.
+    this.#template = new Template(`{% set strftime_now = ${kClock} %}\n${source}`);
   }
 
   /**
@@ -54,7 +57,7 @@ export class ChatTemplate {
       messages,
       ...(tools === undefined ? {} : { tools }),
       add_generation_prompt: options.generate,
-      strftime_now: (format: string) => formatDay(this.day, format),
+      [kClock]: (format: string) => formatDay(this.day, format),
     });
   }
 }

@@ -25,7 +25,11 @@ export function settingsOf(
   return [
     { name: 'command', value: ['lowrank finetune', ...args.map(quoted)].join(' ') },
     { name: 'model', value: printable(options.model) },
-    { name: 'data', value: printable(options.data), note: `${options.seqLen} tokens a sequence` },
+    {
+      name: 'data',
+      value: options.data.map(printable).join(', '),
+      note: `${options.seqLen} tokens a sequence`,
+    },
     { name: 'method', value: method, note: list.join(', ') },
     ...startFacts(adapter.start),
     {

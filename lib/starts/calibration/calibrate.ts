@@ -8,14 +8,19 @@ import type { Decoder } from '../../model/decoder.js';
 import type { LinearWeights } from '../../model/linear-weights.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 import { multiplyAdd } from '../../ops/elementwise.js';
+import { Indices } from '../../ops/model/indices.js';
 import { weightGrad } from '../../ops/weight-grad.js';
 import { InputSums } from './inputs.js';
 import { type LayerObserver, ObservingTape } from './observing-tape.js';
 
 /** Data of a calibration. */
 export interface CalibrationData {
-  /** Rows of T tokens, and the token that follows each (negative for none). */
-  readonly batches: readonly { readonly ids: Int32Array; readonly targets: Int32Array }[];
+  /** Rows of T tokens, the token that follows each (negative for none), and where documents begin in packed rows. */
+  readonly batches: readonly {
+    readonly ids: Int32Array;
+    readonly targets: Int32Array;
+    readonly documents?: Int32Array;
+  }[];
   readonly T: number;
   /** Of the activations. */
   readonly dtype: DType;
@@ -73,20 +78,22 @@ export async function calibrate(
     }),
   );
   const total = data.batches.length;
-  for (const [i, { ids, targets }] of data.batches.entries()) {
+  for (const [i, { ids, targets, documents }] of data.batches.entries()) {
     await onBatch(i, total);
     seen = new Map();
     scope(() => {
       const back = wanted === 'gradient';
       const tape = new ObservingTape(observers, back);
       const { T, dtype } = data;
+      const begins = documents && { documents: Indices.from(documents, { limit: T, device }) };
       const { features, embedded } = decoder.forward(
         tape,
-        { ids, B: ids.length / T, T },
+        { ids, B: ids.length / T, T, ...begins },
         { dtype, inputGradient: back },
       );
       if (!back) return;
-      const scale = 1 / targets.length;
+      const counted = targets.reduce((n, target) => n + (target >= 0 ? 1 : 0), 0);
+      const scale = 1 / Math.max(counted, 1);
       const { loss } = decoder.loss(tape, features, targets, { dtype, scale });
       const one = full(loss.shape, 1, { device });
       tape.gradients('calibrate', loss, one, [embedded], { release: true });
