@@ -1,6 +1,7 @@
 /** Chat templates: conversations as the text that a model was trained on. */
 
 import { Template } from '@huggingface/jinja';
+import { kStrip, replaceStrips, stripped } from './template-strip.js';
 
 /** One message of a conversation. Templates may read further fields. */
 export interface ChatMessage {
@@ -44,6 +45,7 @@ export class ChatTemplate {
   ) {
     // The engine's own clock cannot be replaced from outside. The line break belongs to the tag.
     this.#template = new Template(`{% set strftime_now = ${kClock} %}\n${source}`);
+    replaceStrips(this.#template.parsed);
   }
 
   /**
@@ -57,6 +59,7 @@ export class ChatTemplate {
       messages,
       ...(tools === undefined ? {} : { tools }),
       add_generation_prompt: options.generate,
+      [kStrip]: stripped,
       [kClock]: (format: string) => formatDay(this.day, format),
     });
   }
