@@ -50,7 +50,8 @@ export const lengthOf = ({ documents }: DataUnit): number =>
   documents.reduce((sum, { ids }) => sum + ids.length - 1, 0);
 
 /**
- * Tokenises examples. A token that holds characters of two parts is learned if one of them is.
+ * Tokenises examples as whole texts. What is learned begins at the first token that the text before it alone would not have,
+ * so a token that holds characters of two parts is learned if one of them is.
  * @param T longer documents of plain text are cut into parts of T rows
  * @throws LowrankError `ERR_FILE` with file and line, for what the template rejects and for examples with nothing to learn · as
  * {@link TextTokenizer.encodeAll}

@@ -62,9 +62,7 @@ function beginOf(
   while (begin < asked.length && asked[begin] === text[begin]) begin++;
   const before = render(i, false);
   if (text.startsWith(before) && begin >= before.length) return begin;
-  throw new Error(
-    `it renders messages[${i}] with other text before it than without it, so the turn has no place of its own`,
-  );
+  throw new Error(`messages[${i}] changes the text before it, so it has no place of its own`);
 }
 
 function endOf(text: string, begin: number, special: readonly string[]): number {

@@ -110,7 +110,7 @@ describe('turns', () => {
     const source = `{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}`;
     const counting = new ChatTemplate(source, {});
     expect(() => renderTurns(counting, { messages }, special)).toThrow(
-      /messages\[1\] with other text before it/,
+      /messages\[1\] changes the text before it/,
     );
   });
 });
