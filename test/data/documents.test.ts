@@ -139,7 +139,7 @@ describe('examples as tokens', () => {
         const one = { prompt: text.slice(0, cut), completion: text.slice(cut) };
         if (one.completion.trim() === '' || one.prompt.trim() === '') continue;
         const { units } = await prepare(tokenizer, [one, one]);
-        const [document] = units[0]?.documents as [DataDocument];
+        const [document] = (units[0] as DataUnit).documents as [DataDocument];
         expect(Array.from(document.ids.slice(1, -1)), `cut at ${cut}`).toEqual(all);
         // Learned from the first token on that the prompt alone would not have: every character of the answer is.
         const [begin, end] = document.learned[0] as [number, number];
