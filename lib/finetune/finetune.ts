@@ -68,6 +68,9 @@ export interface FinetuneResult {
   readonly steps: number;
   readonly lossBefore: number;
   readonly lossAfter: number;
+  readonly lossUnit: 'nats per token' | 'nats per pair';
+  /** Share of the held-out pairs of answers that the result ranks right, for a loss over pairs. */
+  readonly rankedRight: number | undefined;
   readonly history: LossHistory;
   readonly tokensPerSecond: number;
   readonly trainSeconds: number;
@@ -234,11 +237,15 @@ class FinetuneRun {
     const comparison =
       options.compare && plain && source.plain ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
+    const pairs = options.train.dpoBeta !== undefined;
+    const score = pairs ? await trainer.prefer(trainer.data.heldOut, true, pause) : undefined;
     return {
       out: options.out,
       steps: trainer.step,
       lossBefore: heldOut[0]?.loss ?? Number.NaN,
       lossAfter: heldOut[heldOut.length - 1]?.loss ?? Number.NaN,
+      lossUnit: pairs ? 'nats per pair' : 'nats per token',
+      rankedRight: score?.accuracy,
       history,
       tokensPerSecond: seconds > 0 ? (steps * this.tokensPerStep) / seconds : 0,
       trainSeconds: seconds,

@@ -8,7 +8,7 @@ import { grouped, visible } from '../../report/terminal.js';
 import type { Arguments } from '../command/arguments.js';
 
 /** The section of the help. */
-export const dataHelp = `Data (docs/data.md)
+export const dataHelp = `Data (docs/train/data.md)
   --data PATH         UTF-8 text; or .jsonl, .csv or .tsv with text, prompt and completion, messages, or
                       prompt, chosen and rejected; or a folder of such files; may be repeated
   --eval-data PATH    evaluate on this; may be repeated                   [the last tenth of the data]

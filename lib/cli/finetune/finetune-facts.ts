@@ -25,11 +25,7 @@ export function settingsOf(
   return [
     { name: 'command', value: ['lowrank finetune', ...args.map(quoted)].join(' ') },
     { name: 'model', value: printable(options.model) },
-    {
-      name: 'data',
-      value: options.data.map(printable).join(', '),
-      note: `${options.seqLen} tokens a sequence`,
-    },
+    ...dataFacts(options),
     { name: 'method', value: method, note: list.join(', ') },
     ...startFacts(adapter.start),
     {
@@ -45,6 +41,23 @@ export function settingsOf(
     { name: 'seed', value: String(train.seed) },
     { name: 'machine', value: processor, note: `device ${device}, lowrank ${version()}` },
     { name: 'date', value: new Date().toISOString() },
+  ];
+}
+
+/** The files, and how they are learned. */
+function dataFacts(options: FinetuneOptions): Fact[] {
+  const { data, evalData, seqLen, loss, train, chat, noPacking, skipLong } = options;
+  const names = (files: readonly string[]) => files.map(printable).join(', ');
+  const notes = [
+    `${seqLen} tokens a sequence`,
+    ...(loss === 'dpo' ? [`dpo, beta ${train.dpoBeta}`] : []),
+    ...(chat === true ? ['as a chat'] : []),
+    ...(noPacking === true ? ['not packed'] : []),
+    ...(skipLong === true ? ['without those that are too long'] : []),
+  ];
+  return [
+    { name: 'data', value: names(data), note: notes.join(', ') },
+    ...(evalData === undefined ? [] : [{ name: 'held-out data', value: names(evalData) }]),
   ];
 }
 
@@ -102,12 +115,15 @@ export function factsOf(options: FinetuneOptions, result: FinetuneResult, second
   const { format } = options.format;
   const stored = storedAs(result.layouts, format);
   const facts: Fact[] = [
-    { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
+    { name: 'held-out loss before', value: lossBefore.toFixed(4), note: result.lossUnit },
     {
       name: 'held-out loss after',
       value: lossAfter.toFixed(4),
       note: `${lossAfter <= lossBefore ? 'down' : 'UP'} ${percent(Math.abs(1 - lossAfter / lossBefore))}`,
     },
+    ...(result.rankedRight === undefined
+      ? []
+      : [{ name: 'held-out pairs ranked right', value: percent(result.rankedRight), note: '' }]),
     {
       name: 'training',
       value: `${grouped(result.tokensPerSecond)} tokens/s`,
