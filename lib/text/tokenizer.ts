@@ -213,6 +213,30 @@ export class TextTokenizer {
     return (reply as Extract<TokenizerReply, { text: string }>).text;
   }
 
+  /**
+   * What ends a turn of the assistant in the chat template: a special token, or a text if it has none.
+   * @throws as {@link renderAll}
+   */
+  async turnEnd(onTick: OnTick = () => {}): Promise<{
+    readonly id: number | undefined;
+    readonly text: string;
+  }> {
+    const said = 'Answer';
+    const messages = [
+      { role: 'user', content: 'Question' },
+      { role: 'assistant', content: said },
+    ];
+    const found: RenderedChat[] = [];
+    const keep = (chats: readonly (readonly RenderedChat[])[]) => found.push(...chats.flat());
+    await this.renderAll([{ messages }], () => 'a conversation', keep, onTick);
+    const { text = '', learned: [[begin, end] = [0, 0]] = [] } = found[0] ?? {};
+    const turn = text.slice(begin, end);
+    const mark = turn.slice(turn.lastIndexOf(said) + said.length);
+    const special = this.started.special.filter(([, token]) => mark.includes(token));
+    const [first] = special.sort(([, a], [, b]) => mark.indexOf(a) - mark.indexOf(b));
+    return { id: first?.[0], text: mark };
+  }
+
   async #rendered(nameOf: (i: number) => string, onTick: OnTick): Promise<TokenizerReply> {
     this.thread.requireTemplate(this.template);
     const limit_ms = this.limits.base_ms;
