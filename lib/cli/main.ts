@@ -37,7 +37,7 @@ const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise
     load: async () => (await import('./convert/convert.js')).convertCommand,
   },
   merge: {
-    about: 'LoRA adapters to one: linear, TIES, DARE, SVD, KnOTS, arithmetic',
+    about: 'an adapter into its model; LoRA adapters to one: linear, TIES, DARE, SVD, ...',
     load: async () => (await import('./merge/merge.js')).mergeCommand,
   },
   aggregate: {

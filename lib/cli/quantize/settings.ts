@@ -68,6 +68,16 @@ export function planarOptions(settings: QuantizeSettings): QuantizePlanarOptions
   };
 }
 
+/** Parts of names whose tensors stay as they are. */
+const kSkipped = ['lm_head', 'embed', 'norm'];
+
+/** The settings of a format alone. */
+export function defaultSettings(format: string): QuantizeSettings {
+  const own = format as QuantizeSettings['format'];
+  const layout = layoutsFor(own)[0] as LayoutName;
+  return { format: own, layout, doubleQuant: false, skip: kSkipped };
+}
+
 /** @throws UsageError */
 export function readSettings(parsed: Arguments): QuantizeSettings {
   const format = parsed.choice('format', 'nf4', commandFormats);
@@ -85,7 +95,7 @@ export function readSettings(parsed: Arguments): QuantizeSettings {
   const doubleQuant = parsed.flag('double-quant');
   const zeroPoints = parsed.flag('zero-points') || undefined;
   const device = readDevice(parsed);
-  const skip = (parsed.text('skip') ?? 'lm_head,embed,norm').split(',').map((part) => part.trim());
+  const skip = (parsed.text('skip') ?? kSkipped.join()).split(',').map((part) => part.trim());
   const own = optionsOf(format, layout);
   const given = {
     blocksize: blocksize?.toString(),
