@@ -29,6 +29,7 @@ import { exitCodeFor, exitCodes } from '../command/exit-codes.js';
 import { Interrupts } from '../command/interrupt.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
 import { dataHelp, dataOptions, readBeta, readDataOptions, shownData } from './finetune-data.js';
+import { readExports, requireExports, writeExports } from './finetune-export.js';
 import { factsOf, machineReadable, planFacts, settingsOf, summary } from './finetune-facts.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
 import type { ChosenOptimizer } from './finetune-optimizer.js';
@@ -91,6 +92,8 @@ Run
   --no-compare        do not measure the same step in torch and TensorFlow.js, where installed
   --prompt TEXT       begin a sample with this; may be repeated           [two held-out beginnings]
   --sample-tokens N   length of a sample, 0 for none                      [60]
+  --export LIST       beside the adapter in OUT: merged (a model folder), gguf (a model for llama.cpp),
+                      lora-gguf (an adapter for it); with a format: gguf:q8_0,merged:nf4    [bf16]
   --report FILE       HTML report                                         [OUT/report.html]
   --no-report         write none
   --json              one JSON object on stdout, no progress
@@ -136,6 +139,7 @@ const kOptions = {
   'no-compare': { type: 'boolean' },
   prompt: { type: 'string', multiple: true },
   'sample-tokens': { type: 'string' },
+  export: { type: 'string' },
   report: { type: 'string' },
   'no-report': { type: 'boolean' },
   json: { type: 'boolean' },
@@ -155,6 +159,8 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   if (parsed.flag('dry-run')) return dryRun(parsed, options);
   if (parsed.text('show-data') !== undefined) return showData(parsed, options);
   const report = reportPath(parsed, options.out);
+  const exports = readExports(parsed);
+  requireExports(options, exports);
   const json = parsed.flag('json');
   const progress = new Progress(json);
   const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
@@ -162,6 +168,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   try {
     const result = await finetune(options, observe(progress, options), interrupts.signal);
     progress.close();
+    const exported = await writeExports(options, exports, progress, interrupts.signal);
     const settings = settingsOf(options, args, result.layouts);
     const facts = factsOf(options, result, (performance.now() - started) / 1000);
     if (report !== undefined) {
@@ -169,8 +176,13 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
       writeFileAtomic('finetune', report, [html]);
     }
     process.stdout.write(
-      json ? jsonText(machineReadable(facts, result, settings)) : summary(facts, result),
+      json
+        ? jsonText({ ...machineReadable(facts, result, settings), exported })
+        : summary(facts, result),
     );
+    for (const each of json ? [] : exported) {
+      process.stdout.write(`export   ${printable(each)}\n`);
+    }
     if (!json && report !== undefined) process.stdout.write(`\nreport   ${printable(report)}\n`);
     return exitCodes.ok;
   } catch (error) {
@@ -212,6 +224,7 @@ async function compareMethods(
   optimizer: ChosenOptimizer,
 ): Promise<number> {
   const out = parsed.text('out') ?? 'lowrank-adapter';
+  const exports = readExports(parsed);
   const report = parsed.flag('no-report')
     ? undefined
     : (parsed.text('report') ?? path.join(out, 'methods.html'));
@@ -227,10 +240,12 @@ async function compareMethods(
       sampleTokens: 0,
     }));
     requireRuns(all);
+    for (const options of all) requireExports(options, exports);
     for (const [i, options] of all.entries()) {
       const { method, settings } = options.adapter;
       progress.line(`${i + 1} of ${all.length}: ${method.method}`);
       const result = await finetune(options, observe(progress, options), interrupts.signal);
+      await writeExports(options, exports, progress, interrupts.signal);
       runs.push({ method: method.method, settings, lr: options.train.lr, result });
     }
     progress.close();
