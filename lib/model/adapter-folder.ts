@@ -53,7 +53,8 @@ export class AdapterFolder {
       const expected = `${printable(folder)} with adapters of the model's linear layers only`;
       fail('ERR_VALUE', op, 'folder', expected, other === undefined ? 'none' : printable(other));
     }
-    const sizes = places.linears.map(
+    // Methods that layers share are numbered by the layers that are adapted.
+    const sizes = this.linears.map(
       ({ module, N, K }) => [module, { inFeatures: K, outFeatures: N }] as const,
     );
     this.#read = { ...read, layers: new Map(sizes) };

@@ -71,10 +71,12 @@ export function planarOptions(settings: QuantizeSettings): QuantizePlanarOptions
 /** Parts of names whose tensors stay as they are. */
 const kSkipped = ['lm_head', 'embed', 'norm'];
 
-/** The settings of a format alone. */
+/** The settings of a format alone, in a layout that model folders are read from. */
 export function defaultSettings(format: string): QuantizeSettings {
   const own = format as QuantizeSettings['format'];
-  const layout = layoutsFor(own)[0] as LayoutName;
+  // openHfModel reads no layers in blockwise codes of 8 bits.
+  const known = (layout: LayoutName) => layout !== 'bitsandbytes' || own !== 'int8';
+  const layout = layoutsFor(own).find(known) as LayoutName;
   return { format: own, layout, doubleQuant: false, skip: kSkipped };
 }
 
