@@ -99,7 +99,8 @@ export function writeTinyCheckpoint(
   });
   writeJson(path.join(folder, 'tokenizer.json'), byteTokenizer(options.special));
   if (options.chatTemplate !== undefined) {
-    const tokens = { bos_token: '<|endoftext|>', eos_token: '<|endoftext|>' };
+    const own = (token: string) => (options.special?.includes(token) ? token : '<|endoftext|>');
+    const tokens = { bos_token: own('<s>'), eos_token: own('</s>') };
     const config = { ...tokens, chat_template: options.chatTemplate };
     writeJson(path.join(folder, 'tokenizer_config.json'), config);
   }
