@@ -138,6 +138,11 @@ describe('--eval-data', () => {
       args('parts3', '--steps', '5', '--data', lineFiles[0], '--eval-data', lineFiles[1]),
     );
     expect(chat.code).toBe(0);
+    const whole = (kinds.messages as () => string[])();
+    const same = await run(args('parts4', '--steps', '1', ...whole, '--eval-data', lineFiles[1]));
+    expect(firstLoss(same.stdout)).toBe(firstLoss(chat.stdout));
+    const tenth = await run(args('parts5', '--steps', '1', ...whole));
+    expect(firstLoss(tenth.stdout)).not.toBe(firstLoss(chat.stdout));
   });
 });
 
