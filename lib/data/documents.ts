@@ -5,6 +5,7 @@ import type { LearnedConversation } from '../text/chat-turns.js';
 import type { OnTick, TextTokenizer } from '../text/tokenizer.js';
 import type { Content, Example } from './examples.js';
 import { type Place, placeText, refuseExample } from './place.js';
+import { type Probe, probed, type TokenPlace, TokenPlaces } from './token-places.js';
 
 /** A text of its own: its tokens see each other, and no others. */
 export interface DataDocument {
@@ -64,38 +65,24 @@ export async function tokenizeExamples(
   onTick: OnTick,
 ): Promise<TokenizedExamples> {
   const rendered = await renderAll(op, examples, tokenizer, onTick);
+  const all = await encodeAll(
+    rendered.map(({ text }) => text),
+    tokenizer,
+    onTick,
+  );
+  const ranges = await rangesOf(rendered, all, tokenizer, onTick);
   const straddling = new Set<Example>();
-  const documents = new Array<DataDocument[]>(rendered.length);
-  let at = 0;
-  let waiting: Int32Array[] = [];
-  const texts = rendered.flatMap(({ text, learned }) => [
-    text,
-    ...boundaries(text, learned).map((boundary) => text.slice(0, boundary)),
-  ]);
-  const take = (ids: Int32Array): void => {
-    waiting.push(ids);
-    const one = rendered[at] as Rendered;
-    if (waiting.length <= boundaries(one.text, one.learned).length) return;
-    const example = examples[one.example] as Example;
-    const tokens = new TokenRanges(one, waiting);
-    if (tokens.straddles) straddling.add(example);
-    const whole = framed(tokens, one.bare, tokenizer);
-    documents[at] = example.kind === 'text' ? cut(whole, T) : [whole];
+  const documents = ranges.map(({ learned, straddles }, i): DataDocument[] => {
+    const { text, bare, example: index } = rendered[i] as Rendered;
+    const example = examples[index] as Example;
+    if (straddles) straddling.add(example);
+    const whole = framed(all[i] as Int32Array, learned, bare, tokenizer);
     if (learnedOf(whole) === 0) {
-      const { place } = example;
-      refuseExample(op, place, '', 'an example with tokens to learn', printable(one.text));
+      const expected = 'an example with tokens to learn';
+      refuseExample(op, example.place, '', expected, printable(text));
     }
-    waiting = [];
-    at++;
-  };
-  const keep = (ids: Int32Array, lengths: readonly number[]) => {
-    let begin = 0;
-    for (const length of lengths) {
-      take(ids.slice(begin, begin + length));
-      begin += length;
-    }
-  };
-  await tokenizer.encodeAll(texts, 'text', keep, onTick);
+    return example.kind === 'text' ? cut(whole, T) : [whole];
+  });
   const places = (chosen: (example: Example, index: number) => boolean) =>
     examples.filter(chosen).map(({ place }) => place);
   const counts = new Map<number, number>();
@@ -149,43 +136,77 @@ async function renderAll(
   });
 }
 
-/** Where learned parts begin and end inside of a text: texts up to there tell at which token. */
-const boundaries = (text: string, learned: Rendered['learned']): number[] =>
-  [...new Set(learned.flat())].filter((at) => at > 0 && at < text.length);
+/** The tokens of texts, in order. */
+async function encodeAll(
+  texts: readonly string[],
+  tokenizer: TextTokenizer,
+  onTick: OnTick,
+): Promise<Int32Array[]> {
+  const found: Int32Array[] = [];
+  const keep = (ids: Int32Array, lengths: readonly number[]) => {
+    let begin = 0;
+    for (const length of lengths) {
+      found.push(ids.slice(begin, begin + length));
+      begin += length;
+    }
+  };
+  await tokenizer.encodeAll(texts, 'text', keep, onTick);
+  return found;
+}
 
-/** The learned parts of a text in tokens, from the tokens of what is before each boundary. */
-class TokenRanges {
-  readonly ids: Int32Array;
-  readonly learned: (readonly [begin: number, end: number])[];
+/** Learned parts in tokens. */
+interface TokenRanges {
+  readonly learned: readonly (readonly [begin: number, end: number])[];
   /** Does a token hold characters of two parts? */
   readonly straddles: boolean;
+}
 
-  constructor({ text, learned }: Rendered, [ids, ...before]: readonly Int32Array[]) {
-    const whole = ids as Int32Array;
-    const found = boundaries(text, learned).map((at, i) => {
-      const part = before[i] as Int32Array;
-      let same = 0;
-      while (same < part.length && part[same] === whole[same]) same++;
-      return [at, { same, inside: same < part.length }] as const;
-    });
-    const places = new Map([
-      [0, { same: 0, inside: false }] as const,
-      [text.length, { same: whole.length, inside: false }] as const,
-      ...found,
+/** The learned parts of texts in their tokens. */
+async function rangesOf(
+  rendered: readonly Rendered[],
+  all: readonly Int32Array[],
+  tokenizer: TextTokenizer,
+  onTick: OnTick,
+): Promise<TokenRanges[]> {
+  const places = new TokenPlaces(tokenizer.special);
+  const boundaries = rendered.map(({ text, learned }) =>
+    [...new Set(learned.flat())].filter((at) => at > 0 && at < text.length),
+  );
+  const found = rendered.map(({ text }, i) =>
+    places.find(text, all[i] as Int32Array, boundaries[i] as number[]),
+  );
+  // Many turns begin with the same words.
+  const isProbe = (place: TokenPlace | Probe): place is Probe => 'from' in place;
+  const texts = [...new Set(found.flat().flatMap((place) => (isProbe(place) ? [place.text] : [])))];
+  const own = await encodeAll(texts, tokenizer, onTick);
+  const probes = new Map(texts.map((text, i) => [text, own[i] as Int32Array]));
+  return rendered.map(({ text, learned }, i) => {
+    const ids = all[i] as Int32Array;
+    const at = new Map<number, TokenPlace>([
+      [0, { tokens: 0, inside: false }],
+      [text.length, { tokens: ids.length, inside: false }],
     ]);
-    const placeOf = (at: number) => places.get(at) as { same: number; inside: boolean };
-    this.ids = whole;
-    this.learned = learned.map(([begin, end]) => {
-      const { same, inside } = placeOf(end);
-      return [placeOf(begin).same, inside ? Math.min(same + 1, whole.length) : same];
-    });
-    this.straddles = found.some(([, { inside }]) => inside);
-  }
+    for (const [k, place] of (found[i] as (TokenPlace | Probe)[]).entries()) {
+      const known = isProbe(place)
+        ? probed(place, ids, probes.get(place.text) as Int32Array)
+        : place;
+      at.set(boundaries[i]?.[k] as number, known);
+    }
+    const placeOf = (character: number) => at.get(character) as TokenPlace;
+    return {
+      learned: learned.map(([begin, end]) => {
+        const { tokens, inside } = placeOf(end);
+        return [placeOf(begin).tokens, inside ? Math.min(tokens + 1, ids.length) : tokens];
+      }),
+      straddles: [...at.values()].some(({ inside }) => inside),
+    };
+  });
 }
 
 /** With the tokens around a bare text, and without those behind the last that is learned. */
 function framed(
-  { ids, learned }: TokenRanges,
+  ids: Int32Array,
+  learned: TokenRanges['learned'],
   bare: boolean,
   { bosId, eosId }: TextTokenizer,
 ): DataDocument {

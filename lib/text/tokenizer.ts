@@ -60,6 +60,11 @@ export class TextTokenizer {
     return this.started.template;
   }
 
+  /** Special tokens: ids with their texts. */
+  get special(): Started['special'] {
+    return this.started.special;
+  }
+
   /** The ids of special tokens. */
   get specialIds(): ReadonlySet<number> {
     return new Set(this.started.special.map(([id]) => id));
