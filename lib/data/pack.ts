@@ -4,7 +4,7 @@ import type { Batch, BatchPair, Sequences } from '../text/sequences.js';
 import { type DataDocument, type DataUnit, learnedOf, lengthOf } from './documents.js';
 
 /**
- * Rows of T tokens with whole documents in them. The rest of a row is a document of its own without targets.
+ * Rows of T tokens with whole documents in them. The rest of a row repeats its begin, as a document of its own without targets.
  * @example
  * const set = new PackedSet(units, 512, true);
  * const { ids, targets, documents } = set.batch([0, 1]);
@@ -59,7 +59,10 @@ export class PackedSet implements Sequences {
         const [chosen, rejected] = own.map(put);
         if (chosen !== undefined && rejected !== undefined) pairs.push({ index, chosen, rejected });
       }
-      documents.fill(at - row * T, at, (row + 1) * T);
+      // Statistics of inputs, which some starts take, see no token that the data has not.
+      const end = (row + 1) * T;
+      for (let i = at; i < end; i++) ids[i] = ids[row * T + ((i - at) % (at - row * T))] as number;
+      documents.fill(at - row * T, at, end);
     }
     return { ids, targets, documents, ...(pairs.length === 0 ? {} : { pairs }) };
   }

@@ -3,6 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { shownData } from '../../lib/cli/finetune/finetune-data.js';
 import { requireBuilt, run, start } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
 import { chatModel } from './setup.js';
@@ -47,7 +48,7 @@ const kinds: Record<string, () => string[]> = {
 
 beforeAll(() => {
   requireBuilt();
-  chatModel(inFolder('model'));
+  chatModel(inFolder('model'), { hiddenSize: 48, intermediateSize: 96, headDim: 12 });
 });
 
 const args = (out: string, ...more: string[]) => [
@@ -118,6 +119,29 @@ describe('a run that goes on', () => {
   });
 });
 
+describe('samples', () => {
+  it('are asked in the template, and end with the turn', async () => {
+    const agreed = numbers.map((i) => ({
+      messages: [turn('user', `${i}?`), turn('assistant', 'Ok.')],
+    }));
+    const data = ['--data', file('agreed.jsonl', lines(agreed))];
+    const sampled = ['--sample-tokens', '12', '--prompt', '5?'];
+    const { stdout, code } = await run(
+      args('samples', '--steps', '150', '--rank', '8', '--json', ...sampled, ...data),
+    );
+    expect(code).toBe(0);
+    const { samples } = JSON.parse(stdout) as { samples: object[] };
+    expect(samples).toMatchObject([{ prompt: '5?', after: 'Ok.' }]);
+  });
+
+  it('begin as held-out examples do', async () => {
+    const table = (kinds.completion as () => string[])();
+    const { stdout } = await run(args('samples2', '--steps', '2', '--json', ...table));
+    const { samples } = JSON.parse(stdout) as { samples: { prompt: string }[] };
+    expect(samples.map(({ prompt }) => prompt)).toEqual(['38 + 1 =', '39 + 1 =']);
+  });
+});
+
 describe('--eval-data', () => {
   it('is evaluated on instead of the last tenth, several files of each', async () => {
     const text = numbers.map((i) => `Document ${i} says ${i * i} and no more than that.`);
@@ -165,6 +189,22 @@ describe('--show-data', () => {
     expect(both).toMatch(/, chosen: 7 tokens, 3 learned\n<\|endoftext\|>0: ⟦up<\|endoftext\|>⟧\n/);
     expect(both).toMatch(/, rejected: 9 tokens, 5 learned\n/);
     expect(await shown('--data', file('t.txt', 'Once upon. '.repeat(60)))).toMatch(/⟦Once upon\. /);
+  });
+
+  it('dims what is not learned on a terminal, and lets no text steer one', () => {
+    const part = (text: string, learned: boolean) => ({ text, learned });
+    const text = { file: 'a.jsonl', line: 3, tokens: 5, learned: 2 };
+    const preview = {
+      texts: [{ ...text, parts: [part('ask\u001b[2J\n', false), part('answer', true)] }],
+      ...{ notes: [], sequences: [2, 1] as const, seqLen: 8, learned: 2 },
+    };
+    const counts = '2 sequences of 8 tokens to train on, 1 to evaluate on; 2 tokens are learned\n';
+    expect(shownData(preview, true)).toBe(
+      `── a.jsonl:3: 5 tokens, 2 learned\n\u001b[2mask\ufffd[2J\n\u001b[22manswer\n\n${counts}`,
+    );
+    expect(shownData(preview, false)).toBe(
+      `── a.jsonl:3: 5 tokens, 2 learned\nask\ufffd[2J\n⟦answer⟧\n\n${counts}`,
+    );
   });
 
   it('has the parts in JSON', async () => {

@@ -276,7 +276,7 @@ describe('packing', () => {
     const { train, heldOut } = data;
     expect([train.count, train.learned, heldOut.count, heldOut.learned]).toEqual([1, 5, 1, 2]);
     const batch = train.batch([0]);
-    expect(Array.from(batch.ids)).toEqual([...tokens('#abc'), ...tokens('#de'), 0, 0]);
+    expect(Array.from(batch.ids)).toEqual(tokens('#abc#de#a'));
     const none = -1;
     expect(Array.from(batch.targets)).toEqual([
       ...[none, ...tokens('bc#'), none, ...tokens('e#'), none, none],

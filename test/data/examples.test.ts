@@ -8,7 +8,7 @@ import { dataFiles } from '../../lib/data/data-files.js';
 import { DataSource } from '../../lib/data/data-source.js';
 import { type ExampleOptions, readExamples } from '../../lib/data/examples.js';
 import { parseJsonLines } from '../../lib/data/jsonl.js';
-import { temporaryFolder } from '../finetune/setup.js';
+import { randomValues, temporaryFolder } from '../finetune/setup.js';
 
 const folder = temporaryFolder();
 const write = (name: string, content: string | Uint8Array): string => {
@@ -132,6 +132,29 @@ describe('tables', () => {
     const tabs = parseTable('test', 'f', bytes('text\tid\na, b\t1\n'), '\t');
     expect(tabs[0]?.fields).toEqual({ text: 'a, b', id: '1' });
     expect(parseTable('test', 'f', bytes(''), ',')).toEqual([]);
+  });
+
+  it('give back any cells that were quoted', () => {
+    const pieces = ['a', '"', ',', '\n', ' ', 'ü', '\t', ''];
+    const cell = (seed: number) =>
+      Array.from(randomValues(6, seed), (v) => pieces[Math.floor(((v + 1) / 2) * 8)]).join('');
+    for (let seed = 1; seed <= 100; seed++) {
+      const rows = Array.from({ length: 4 }, (_, i) => [
+        cell(10 * seed + i),
+        cell(9000 + 10 * seed + i),
+      ]);
+      const quoted = (each: string) => `"${each.replaceAll('"', '""')}"`;
+      const text = [['x', 'y'], ...rows].map((row) => row.map(quoted).join(',')).join('\n');
+      const found = parseTable('test', 'f', bytes(text), ',');
+      expect(found.map(({ fields }) => [fields.x, fields.y])).toEqual(rows);
+      let line = 2;
+      const lines = rows.map((row) => {
+        const own = line;
+        line += row.join('').split('\n').length;
+        return own;
+      });
+      expect(found.map(({ place }) => place.line)).toEqual(lines);
+    }
   });
 
   it.each([
