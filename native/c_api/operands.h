@@ -53,7 +53,7 @@ class Operands {
   /// Keeps the first refusal.
   void Check(const Status& status);
   void CheckReserved(uint32_t reserved);
-  const Status& status() const { return status_; }
+  Status status() const { return status_; }
   const char* op() const { return op_; }
   /// What computes, once all operands are known.
   Status FindBackend(Backend** backend) const;

@@ -181,6 +181,9 @@ const SPECS = WEIGHTS.filter(({ name }) =>
   ),
 );
 
+/** The bases of a smoke run's f16: one for each kernel. */
+const SMOKE_F16: ReadonlySet<string> = new Set(['dense f16', 'nf4', 'int8']);
+
 /** Whole pieces and blocks, and rows that are none; where tiles are small, and large on few multiprocessors. */
 const shapes = ({ format, doubleQuant }: WeightSpec): Shape[] => {
   const large = { M: 130, k: 1, E: 2, N: 160, K: 128, gather: true };
@@ -206,7 +209,7 @@ function products(): KernelCase[] {
     DTYPES.filter((dtype) => mixes(spec, dtype)).flatMap((dtype) =>
       shapes(spec).map((shape, i) => ({
         name: `experts ${dtype} ${named(spec)} ${label(shape)}`,
-        smoke: dtype !== 'f16',
+        smoke: dtype !== 'f16' || SMOKE_F16.has(spec.name),
         run: (device) => product(shape, spec, dtype, device, i === 1 ? 8 : 3),
       })),
     ),
