@@ -17,12 +17,16 @@ type Subcommand = (args: readonly string[]) => Promise<number>;
 /** Loaded on use, so that `lowrank build` works without the addon. */
 const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise<Subcommand> }>> = {
   finetune: {
-    about: 'QLoRA fine-tune of a model on a text; without arguments, of the bundled one',
+    about: 'QLoRA fine-tune of a model on text, chats or preferences; alone, of the bundled one',
     load: async () => (await import('./finetune/finetune.js')).finetuneCommand,
   },
   generate: {
     about: 'continue a text with a model, and with an adapter',
-    load: async () => (await import('./generate.js')).generateCommand,
+    load: async () => (await import('./generate/generate.js')).generateCommand,
+  },
+  chat: {
+    about: 'chat with a model in its own template, and with an adapter',
+    load: async () => (await import('./generate/chat.js')).chatCommand,
   },
   quantize: {
     about: 'quantise the linear layers of a checkpoint, in the layout of bitsandbytes',
@@ -33,7 +37,7 @@ const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise
     load: async () => (await import('./convert/convert.js')).convertCommand,
   },
   merge: {
-    about: 'LoRA adapters to one: linear, TIES, DARE, SVD, KnOTS, arithmetic',
+    about: 'an adapter into its model; LoRA adapters to one: linear, TIES, DARE, SVD, ...',
     load: async () => (await import('./merge/merge.js')).mergeCommand,
   },
   aggregate: {

@@ -18,6 +18,7 @@ import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
+import type { DataOptions } from '../data/data-source.js';
 import type { Device } from '../index.js';
 import type { BaseFormat } from '../model/base-format.js';
 import { readsOutputs } from '../model/expert-adapters.js';
@@ -29,18 +30,15 @@ import type { PrivacyGoal } from './privacy-goal.js';
 const kOp = 'finetune';
 
 /** All options of a fine-tune. */
-export interface FinetuneOptions {
+export interface FinetuneOptions extends DataOptions {
   /** Hugging Face folder, or GGUF file. */
   readonly model: string;
   /** Folder with tokenizer.json, or GGUF file, instead of the model's. */
   readonly tokenizer?: string;
-  /** Text file, or folder of .txt files. */
-  readonly data: string;
+  /** A file with a chat template, instead of the model's. */
+  readonly chatTemplate?: string;
   /** Adapter folder to write. */
   readonly out: string;
-  /** Text between two documents of a file; empty for none. */
-  readonly separator: string;
-  readonly seqLen: number;
   readonly format: BaseFormat;
   readonly adapter: AdapterConfig;
   /** The file of the method, if it is not part of the library. */

@@ -13,6 +13,7 @@ import { bytesOf } from '../checkpoint/raw-tensor.js';
 import { compareSteps, type StepComparison } from '../compare/compare.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import { DataSource, type PreparedData, type SamplePrompt } from '../data/data-source.js';
 import { type Device, defaultDevice } from '../index.js';
 import { Decoder } from '../model/decoder.js';
 import type { DecoderPlaces } from '../model/decoder-tensors.js';
@@ -21,7 +22,7 @@ import { generate } from '../model/generate.js';
 import { openModel } from '../model/gguf/open-model.js';
 import type { ModelFiles } from '../model/model-files.js';
 import { needsData, type Starter } from '../starts/starter.js';
-import { packText, readText, type TextData } from '../text/text-data.js';
+import type { TrainingData } from '../text/sequences.js';
 import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
 import { AdapterSet, requireFitting } from '../train/adapter-set.js';
 import { ModelTrainer, type StepResult } from '../train/model-trainer.js';
@@ -68,6 +69,9 @@ export interface FinetuneResult {
   readonly steps: number;
   readonly lossBefore: number;
   readonly lossAfter: number;
+  readonly lossUnit: 'nats per token' | 'nats per pair';
+  /** Share of the held-out pairs of answers that the result ranks right, for a loss over pairs. */
+  readonly rankedRight: number | undefined;
   readonly history: LossHistory;
   readonly tokensPerSecond: number;
   readonly trainSeconds: number;
@@ -168,11 +172,7 @@ class FinetuneRun {
     const target = path.resolve(options.out);
     this.lock = lockOutput(kOp, target);
     removeLeftovers(target);
-    const source = readText(kOp, options.data, options.separator);
-    if (source.documents.length === 0) {
-      const text = `${kOp}: ${printable(options.data)} must hold text to train on, got an empty one`;
-      throw new LowrankError('ERR_VALUE', text, { op: kOp });
-    }
+    const source = DataSource.open(kOp, options);
     const model = openModel(options.model);
     for (const warning of model.warnings) observer.warning?.(warning);
     this.layouts = model.layouts;
@@ -183,11 +183,15 @@ class FinetuneRun {
     const starter = starterOf(model, options, device);
     this.starter = starter;
     const pause = () => this.pause();
-    const tokenizer = await openTokenizer(kOp, model, pause, undefined, options.tokenizer);
+    const tokenizer = await openTokenizer(kOp, model, pause, undefined, options.tokenizer, {
+      template: options.chatTemplate,
+    });
     this.tokenizer = tokenizer;
     observer.phase?.('tokenising');
     const report = (done: number, total: number) => this.breathe(done, total);
-    const data = await packText(kOp, source, tokenizer, options.seqLen, report);
+    const prepared = await source.prepare(tokenizer, report);
+    const { data } = prepared;
+    for (const note of prepared.notes) observer.warning?.(note);
     const privacy = privacyOf(options, data.train.count);
     observer.phase?.(options.format.format === 'none' ? 'loading' : 'quantising');
     const { decoder, sha256 } = await this.load(model, device, report);
@@ -202,15 +206,14 @@ class FinetuneRun {
       config: model.decoder,
       weights: sha256,
       tokenizer: tokenizer.hashes,
-      text: source.sha256,
+      data: source.identity(tokenizer),
     });
-
-    const prompts =
-      options.prompts.length > 0 ? options.prompts : heldOutBeginnings(source.documents);
+    const prompts = await this.prompts(source, prepared, tokenizer);
+    const { ends } = prepared;
     observer.phase?.('sampling');
     // A base that a start replaced is no model without its adapter.
     const replaced = adapters.startFactors.size > 0;
-    const before = await this.samples(trainer, tokenizer, prompts, replaced);
+    const before = await this.samples(trainer, tokenizer, { prompts, ends }, replaced);
     let history: LossHistory = { train: [], heldOut: [] };
     if (options.resume) {
       history = restoreRunState(kOp, this.checkpoint, trainer, identity);
@@ -234,17 +237,21 @@ class FinetuneRun {
     observer.written?.(options.out);
 
     observer.phase?.('sampling');
-    const after = await this.samples(trainer, tokenizer, prompts, true);
+    const after = await this.samples(trainer, tokenizer, { prompts, ends }, true);
     const { method, settings } = options.adapter;
     const plain = method.method === 'lora' && settings.loraBias !== true && starter === undefined;
-    const compares = options.compare && plain && privacy === undefined;
+    const compares = options.compare && plain && source.plain && privacy === undefined;
     const comparison = compares ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
+    const pairs = options.train.dpoBeta !== undefined;
+    const score = pairs ? await trainer.prefer(trainer.data.heldOut, true, pause) : undefined;
     return {
       out: options.out,
       steps: trainer.step,
       lossBefore: heldOut[0]?.loss ?? Number.NaN,
       lossAfter: heldOut[heldOut.length - 1]?.loss ?? Number.NaN,
+      lossUnit: pairs ? 'nats per pair' : 'nats per token',
+      rankedRight: score?.accuracy,
       history,
       tokensPerSecond: seconds > 0 ? (steps * this.tokensPerStep) / seconds : 0,
       trainSeconds: seconds,
@@ -294,7 +301,7 @@ class FinetuneRun {
   /** The adapters that a start makes, if the run has one. */
   private async start(
     decoder: Decoder,
-    data: TextData,
+    data: TrainingData,
     report: (done: number, total: number) => Promise<void>,
   ): Promise<ReadonlyMap<string, Adapter> | undefined> {
     const { starter } = this;
@@ -354,20 +361,39 @@ class FinetuneRun {
     this.observer.heldOut?.(trainer.step, loss);
   }
 
+  /** What samples begin with: the texts of the options, or held-out beginnings. */
+  private async prompts(
+    source: DataSource,
+    prepared: PreparedData,
+    tokenizer: TextTokenizer,
+  ): Promise<readonly SamplePrompt[]> {
+    const { prompts, sampleTokens } = this.options;
+    if (sampleTokens === 0) return [];
+    if (prompts.length === 0 && !source.plain) return prepared.prompts;
+    const pause = () => this.pause();
+    const chosen = prompts.length > 0 ? prompts : heldOutBeginnings(source.documents);
+    const found: SamplePrompt[] = [];
+    for (const text of chosen) {
+      const name = `--prompt ${printable(text)}`;
+      const messages = [{ role: 'user', content: text }];
+      const start = source.chats ? undefined : (tokenizer.bosId ?? tokenizer.eosId);
+      const asked = source.chats ? await tokenizer.prompt({ messages }, name, pause) : text;
+      const encoded = await tokenizer.encode(asked, 'the prompt', pause);
+      found.push({ text, ids: [...(start === undefined ? [] : [start]), ...encoded] });
+    }
+    return found;
+  }
+
   private async samples(
     trainer: ModelTrainer,
     tokenizer: TextTokenizer,
-    prompts: readonly string[],
+    { prompts, ends }: Pick<PreparedData, 'prompts' | 'ends'>,
     adapted: boolean,
   ): Promise<{ prompt: string; text: string }[]> {
     const { sampleTokens, train } = this.options;
     const found: { prompt: string; text: string }[] = [];
-    if (sampleTokens === 0) return found;
     const pause = () => this.pause();
-    for (const prompt of prompts) {
-      const start = tokenizer.bosId ?? tokenizer.eosId;
-      const encoded = await tokenizer.encode(prompt, 'the prompt', pause);
-      const ids = [...(start === undefined ? [] : [start]), ...encoded];
+    for (const { text: prompt, ids } of prompts) {
       const next: number[] = [];
       const tokens = generate(trainer.decoder, ids, {
         maxTokens: sampleTokens,
@@ -375,6 +401,7 @@ class FinetuneRun {
         topK: 40,
         seed: train.seed,
         dtype: train.dtype,
+        eosIds: [...trainer.decoder.config.eosTokenIds, ...ends],
         ...(adapted
           ? { adapters: trainer.adapters.byModule, experts: trainer.adapters.experts }
           : {}),

@@ -63,6 +63,9 @@ export function requirePrivate({ privacy, adapter, adapterFile, train }: Finetun
       `${text}. A smaller --batch with more --accumulate needs less memory`,
     );
   }
+  if (train.dpoBeta !== undefined) {
+    refuse('ERR_UNSUPPORTED', '--loss must be lm in private runs, got dpo');
+  }
   if (train.batch > MOST_EXPERTS) {
     const expected = `at most ${MOST_EXPERTS} in private runs`;
     refuse(

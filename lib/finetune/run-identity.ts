@@ -20,7 +20,8 @@ export interface RunInputs {
   readonly weights: string;
   /** Hashes of tokenizer.json, and of tokenizer_config.json if there is one. */
   readonly tokenizer: Readonly<Record<string, string>>;
-  readonly text: string;
+  /** The data, by the names of options. */
+  readonly data: RunIdentity;
 }
 
 /** The file of a method, a start or an optimiser that is not part of the library. Its imports are not checked. */
@@ -97,10 +98,11 @@ function configFields(config: DecoderConfig): RunIdentity {
 /** Uses the names of the files and of the command's options, so that an error names what to change. */
 export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIdentity {
   const { format, adapter, train, seqLen, separator, privacy } = options;
-  const hashes = { 'model weights': inputs.weights, ...inputs.tokenizer, text: inputs.text };
+  const hashes = { 'model weights': inputs.weights, ...inputs.tokenizer };
   return {
     ...configFields(inputs.config),
     ...Object.fromEntries(Object.entries(hashes).map(([name, hash]) => [shaOf(name), hash])),
+    ...inputs.data,
     separator,
     ...ownFile('--adapter', options.adapterFile),
     ...startFields(options),
@@ -123,6 +125,7 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     ...privacy,
     seed: train.seed,
     dtype: train.dtype,
+    ...(train.dpoBeta === undefined ? {} : { 'dpo-beta': train.dpoBeta }),
   };
 }
 

@@ -7,7 +7,7 @@ import { linearTargets } from '../model/decoder-tensors.js';
 import type { ModelFiles } from '../model/model-files.js';
 import type { CalibrationData } from '../starts/definition/calibration-data.js';
 import { Starter } from '../starts/starter.js';
-import type { TextData } from '../text/text-data.js';
+import type { TrainingData } from '../text/sequences.js';
 import type { FinetuneOptions } from './finetune-files.js';
 
 /** Passes that a start sees if the options do not say. */
@@ -44,7 +44,7 @@ export function starterOf(
 
 /** The sequences of the run's first passes. */
 export function calibrationOf(
-  { train: set }: TextData,
+  { train: set }: TrainingData,
   { train, initBatches = kInitBatches }: FinetuneOptions,
 ): CalibrationData {
   const { batch, seed, dtype } = train;

@@ -1,9 +1,10 @@
 /** The tokens of a decoder's call, and their checks. */
 
+import type { Device } from '../core/device.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import type { Indices } from '../ops/model/indices.js';
+import { Indices } from '../ops/model/indices.js';
 import type { DecoderTape } from './decoder-tape.js';
 import type { KvCache } from './kv-cache.js';
 
@@ -23,6 +24,16 @@ export interface DecoderTokens {
    * can be; {@link documentBegins} computes them from segments.
    */
   readonly documents?: Indices;
+}
+
+/** Sequences of T tokens as arrays of the host, for one call: packed ones with the rows at which their documents begin. */
+export function tokensOf(
+  { ids, documents }: { readonly ids: Int32Array; readonly documents?: Int32Array },
+  T: number,
+  device: Device,
+): DecoderTokens {
+  const begins = documents && { documents: Indices.from(documents, { limit: T, device }) };
+  return { ids, B: ids.length / T, T, ...begins };
 }
 
 /**

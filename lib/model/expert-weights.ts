@@ -40,7 +40,7 @@ const valuesOf = (raw: RawTensor, keepBits: boolean): Values =>
   (keepBits && kDense[raw.dtype] !== undefined ? raw.data : rawToFloat32(raw)) as Values;
 
 /** [rows, cols] to [cols, rows], for each of `count` matrices. */
-function turned(values: Values, count: number, rows: number, cols: number): Values {
+export function turned(values: Values, count: number, rows: number, cols: number): Values {
   const out = values.slice();
   for (let e = 0; e < count; e++) {
     const first = e * rows * cols;

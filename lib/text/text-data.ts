@@ -7,14 +7,14 @@
  */
 
 import { createHash } from 'node:crypto';
-import fs from 'node:fs';
-import path from 'node:path';
-import { fileError, readSmallFile } from '../checkpoint/files/file-access.js';
+import { readSmallFile } from '../checkpoint/files/file-access.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import type { Batch, Sequences, TrainingData } from './sequences.js';
 import type { TextTokenizer } from './tokenizer.js';
 
-const kMaxTextBytes = 256 << 20;
+/** Of a file of data. */
+export const kMaxTextBytes = 256 << 20;
 const kHeldOutShare = 0.1;
 
 /** The text, and its identity in a checkpoint. */
@@ -26,13 +26,12 @@ export interface TextSource {
 }
 
 /**
- * Reads a text file, or every `.txt` file of a folder in the order of their names.
+ * Reads text files, in order.
  *
  * @param separator text between two documents of one file
  * @throws LowrankError `ERR_FILE_NOT_FOUND`, `ERR_FILE` (not UTF-8, too large), `ERR_PATH`
  */
-export function readText(op: string, source: string, separator: string): TextSource {
-  const files = textFiles(op, source);
+export function readText(op: string, files: readonly string[], separator: string): TextSource {
   const hash = createHash('sha256');
   const documents: string[] = [];
   let bytes = 0;
@@ -54,20 +53,10 @@ export function readText(op: string, source: string, separator: string): TextSou
   return { documents, bytes, sha256: hash.digest('hex') };
 }
 
-function textFiles(op: string, source: string): string[] {
-  try {
-    if (!fs.statSync(source).isDirectory()) return [source];
-    const names = fs.readdirSync(source).filter((name) => name.endsWith('.txt'));
-    if (names.length > 0) return names.sort().map((name) => path.join(source, name));
-  } catch (error) {
-    throw fileError(op, source, error);
-  }
-  const text = `${op}: ${printable(source)} must hold .txt files, got a folder without any`;
-  throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
-}
+/** Sequences of T tokens with their targets, cut from one stream. */
+export class SequenceSet implements Sequences {
+  readonly whole = true;
 
-/** Sequences of T tokens with their targets. */
-export class SequenceSet {
   constructor(
     /** count · T + 1 tokens. */
     private readonly tokens: Int32Array,
@@ -78,8 +67,12 @@ export class SequenceSet {
     return (this.tokens.length - 1) / this.T;
   }
 
+  get learned(): number {
+    return this.count * this.T;
+  }
+
   /** Inputs and targets of the sequences with the given indices, [indices.length, T] each. */
-  batch(indices: ArrayLike<number>): { ids: Int32Array; targets: Int32Array } {
+  batch(indices: ArrayLike<number>): Batch {
     const { T } = this;
     const ids = new Int32Array(indices.length * T);
     const targets = new Int32Array(indices.length * T);
@@ -92,18 +85,12 @@ export class SequenceSet {
   }
 }
 
-/** The training and the held-out sequences of a run. */
-export interface TextData {
-  readonly train: SequenceSet;
-  readonly heldOut: SequenceSet;
-  readonly tokens: number;
-}
-
 /**
- * Tokenises the text and packs it into sequences.
+ * Tokenises text and packs it into sequences.
  *
  * @param T sequence length
  * @param onDocument called now and then, even without visible progress; if it throws, the work ends
+ * @param heldOut another text to evaluate on; without it, the last tenth is held out
  * @throws LowrankError `ERR_FILE` as {@link TextTokenizer.encodeAll} · `ERR_VALUE` if the text has too few tokens for one sequence to train on
  * and one to hold out
  */
@@ -113,9 +100,49 @@ export async function packText(
   tokenizer: TextTokenizer,
   T: number,
   onDocument: (done: number, total: number) => void | Promise<void> = () => {},
-): Promise<TextData> {
+  heldOut?: TextSource,
+): Promise<TrainingData> {
+  const stream = await streamOf(source, tokenizer, onDocument);
+  const require = (least: number, tokens: number, what: string): number => {
+    const count = Math.floor((tokens - 1) / T);
+    if (count >= least) return count;
+    const text =
+      `${op}: the text must have at least ${least * T + 1} tokens (${what}), got ${tokens}. ` +
+      'Give a longer text, or a smaller --seq-len';
+    throw new LowrankError('ERR_VALUE', text, { op });
+  };
+  const whole = (tokens: Int32Array, count: number) =>
+    new SequenceSet(tokens.slice(0, count * T + 1), T);
+  if (heldOut !== undefined) {
+    const other = await streamOf(heldOut, tokenizer, onDocument);
+    const one = `one sequence of ${T}`;
+    return {
+      train: whole(stream, require(1, stream.length, one)),
+      heldOut: whole(other, require(1, other.length, `${one}, of --eval-data`)),
+      tokens: stream.length + other.length,
+    };
+  }
+  const why = `one sequence of ${T} to train on and one to hold out`;
+  const count = require(2, stream.length, why);
+  const cut = count - heldOutCount(count);
+  return {
+    train: whole(stream, cut),
+    heldOut: whole(stream.subarray(cut * T), count - cut),
+    tokens: stream.length,
+  };
+}
+
+/** How many of a number of sequences or examples are held out: a tenth. */
+export const heldOutCount = (count: number): number =>
+  Math.max(1, Math.round(count * kHeldOutShare));
+
+/** The tokens of all documents, each with the end-of-text token behind it. */
+async function streamOf(
+  { documents }: TextSource,
+  tokenizer: TextTokenizer,
+  onDocument: (done: number, total: number) => void | Promise<void>,
+): Promise<Int32Array> {
   const parts: Int32Array[] = [];
-  const { documents } = source;
   const end = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
   const keep = (ids: Int32Array, lengths: readonly number[]) => {
     let at = 0;
@@ -126,24 +153,11 @@ export async function packText(
   };
   const report = (done: number) => onDocument(done, documents.length);
   await tokenizer.encodeAll(documents, 'document', keep, report);
-  const stream = joined(parts);
-  const count = Math.floor((stream.length - 1) / T);
-  if (count < 2) {
-    const text =
-      `${op}: the text must have at least ${2 * T + 1} tokens (one sequence of ${T} to train on and ` +
-      `one to hold out), got ${stream.length}. Give a longer text, or a smaller --seq-len`;
-    throw new LowrankError('ERR_VALUE', text, { op });
-  }
-  const heldOutCount = Math.max(1, Math.round(count * kHeldOutShare));
-  const cut = (count - heldOutCount) * T;
-  return {
-    train: new SequenceSet(stream.slice(0, cut + 1), T),
-    heldOut: new SequenceSet(stream.slice(cut, count * T + 1), T),
-    tokens: stream.length,
-  };
+  return joined(parts);
 }
 
-function joined(parts: readonly Int32Array[]): Int32Array {
+/** Arrays one after another. */
+export function joined(parts: readonly Int32Array[]): Int32Array {
   const all = new Int32Array(parts.reduce((sum, { length }) => sum + length, 0));
   let at = 0;
   for (const part of parts) {

@@ -11,7 +11,14 @@ import { printable } from '../core/printable.js';
 import { packageFolder } from '../environment/package-folder.js';
 import { isGgufPath } from '../model/gguf/open-model.js';
 import type { ModelFiles } from '../model/model-files.js';
-import type { TokenizerFiles, TokenizerReply, TokenizerRequest } from './tokenize-worker.js';
+import type { Conversation } from './chat-template.js';
+import type { LearnedConversation, RenderedChat } from './chat-turns.js';
+import type {
+  Started,
+  TokenizerFiles,
+  TokenizerReply,
+  TokenizerRequest,
+} from './tokenize-worker.js';
 
 /** Time limits for a text: a hundred times what a merely long text takes. */
 export interface TokenizeLimits {
@@ -40,9 +47,28 @@ export class TextTokenizer {
     readonly eosId: number | undefined,
     /** Starts a text that is to be continued, if the model was trained with one. */
     readonly bosId: number | undefined,
-    /** SHA-256 of the files that define the tokenisation, by their names. */
-    readonly hashes: Readonly<Record<string, string>>,
+    private readonly started: Started,
   ) {}
+
+  /** SHA-256 of the files that define the tokenisation, by their names. */
+  get hashes(): Readonly<Record<string, string>> {
+    return this.started.hashes;
+  }
+
+  /** The chat template: its file, and the SHA-256 of its text. */
+  get template(): Started['template'] {
+    return this.started.template;
+  }
+
+  /** Special tokens: ids with their texts. */
+  get special(): Started['special'] {
+    return this.started.special;
+  }
+
+  /** The ids of special tokens. */
+  get specialIds(): ReadonlySet<number> {
+    return new Set(this.started.special.map(([id]) => id));
+  }
 
   /** @internal use {@link openTokenizer} */
   static async open(
@@ -51,8 +77,9 @@ export class TextTokenizer {
     model: ModelFiles,
     onTick: OnTick,
     limits: TokenizeLimits,
+    chat: ChatOptions,
   ): Promise<TextTokenizer> {
-    const thread = new Thread(op, file);
+    const thread = new Thread(op, file, chat);
     try {
       const late = () => `must be read within ${kStartLimit_ms / 1000} s, got no result`;
       const reply = await thread.reply(() => kStartLimit_ms, late, onTick);
@@ -61,10 +88,9 @@ export class TextTokenizer {
       const known = (id: number | undefined) =>
         id !== undefined && id < config.vocabSize ? id : undefined;
       const eos = known(config.eosTokenIds[0]);
-      const hashes = 'hashes' in reply ? reply.hashes : {};
       const { vocabSize } = config;
       const bos = known(config.bosTokenId);
-      return new TextTokenizer(thread, limits, vocabSize, eos, bos, hashes);
+      return new TextTokenizer(thread, limits, vocabSize, eos, bos, reply as Started);
     } catch (error) {
       await thread.end();
       throw error;
@@ -133,17 +159,100 @@ export class TextTokenizer {
     return found;
   }
 
-  /** @throws LowrankError `ERR_FILE` if the tokenizer does not finish */
-  async decode(ids: readonly number[], onTick: OnTick = () => {}): Promise<string> {
+  /**
+   * @param special shows special tokens too; default false
+   * @throws LowrankError `ERR_FILE` if the tokenizer does not finish
+   */
+  async decode(
+    ids: readonly number[],
+    onTick: OnTick = () => {},
+    special = false,
+  ): Promise<string> {
     if (ids.length === 0) return '';
     const { base_ms, perCharacter_ms } = this.limits;
     const limit_ms = base_ms + perCharacter_ms * ids.length;
     const what = `must turn ${ids.length} ids into text`;
-    this.thread.ask({ decode: ids });
+    this.thread.ask({ decode: ids, special });
     const late = () => `${what} within ${Math.round(limit_ms / 1000)} s, got no result`;
     const reply = await this.thread.reply(() => limit_ms, late, onTick);
     if ('problem' in reply) this.refuse(`${what}, got ${printable(reply.problem)}`);
     return (reply as Extract<TokenizerReply, { text: string }>).text;
+  }
+
+  /**
+   * Conversations as texts, with the parts that are learned.
+   * @param nameOf where a conversation stands, for errors
+   * @param onChats receives the texts of some conversations, in order
+   * @throws LowrankError `ERR_FILE` where the template rejects a conversation or does not finish, with its place ·
+   * `ERR_FILE_NOT_FOUND` if the model has no template
+   */
+  async renderAll(
+    conversations: readonly LearnedConversation[],
+    nameOf: (i: number) => string,
+    onChats: (chats: readonly (readonly RenderedChat[])[]) => void,
+    onTick: OnTick = () => {},
+  ): Promise<void> {
+    for (let first = 0; first < conversations.length; first += kBatch.texts) {
+      const batch = conversations.slice(first, first + kBatch.texts);
+      this.thread.ask({ render: batch });
+      const reply = await this.#rendered(
+        (i) => nameOf(first + i),
+        (i) => onTick(first + i),
+      );
+      onChats((reply as Extract<TokenizerReply, { chats: unknown }>).chats);
+      await onTick(first + batch.length);
+    }
+  }
+
+  /**
+   * The text of a conversation up to where the assistant answers.
+   * @throws as {@link renderAll}
+   */
+  async prompt(
+    conversation: Conversation,
+    name: string,
+    onTick: OnTick = () => {},
+  ): Promise<string> {
+    this.thread.ask({ prompt: conversation });
+    const reply = await this.#rendered(() => name, onTick);
+    return (reply as Extract<TokenizerReply, { text: string }>).text;
+  }
+
+  /**
+   * What ends a turn of the assistant in the chat template: a special token, or a text if it has none.
+   * @throws as {@link renderAll}
+   */
+  async turnEnd(onTick: OnTick = () => {}): Promise<{
+    readonly id: number | undefined;
+    readonly text: string;
+  }> {
+    const said = 'Answer';
+    const messages = [
+      { role: 'user', content: 'Question' },
+      { role: 'assistant', content: said },
+    ];
+    const found: RenderedChat[] = [];
+    const keep = (chats: readonly (readonly RenderedChat[])[]) => found.push(...chats.flat());
+    await this.renderAll([{ messages }], () => 'a conversation', keep, onTick);
+    const { text = '', learned: [[begin, end] = [0, 0]] = [] } = found[0] ?? {};
+    const turn = text.slice(begin, end);
+    const mark = turn.slice(turn.lastIndexOf(said) + said.length);
+    const special = this.started.special.filter(([, token]) => mark.includes(token));
+    const [first] = special.sort(([, a], [, b]) => mark.indexOf(a) - mark.indexOf(b));
+    return { id: first?.[0], text: mark };
+  }
+
+  async #rendered(nameOf: (i: number) => string, onTick: OnTick): Promise<TokenizerReply> {
+    this.thread.requireTemplate(this.template);
+    const limit_ms = this.limits.base_ms;
+    const rule = 'must be messages that the chat template renders';
+    const late = (i: number) =>
+      `has a chat template that must end, got no text for ${nameOf(i)} within ${Math.round(limit_ms / 1000)} s`;
+    const reply = await this.thread.reply(() => limit_ms, late, onTick);
+    if (!('problem' in reply)) return reply;
+    return this.thread.refuse(
+      `${nameOf(this.thread.at)} ${rule}, got: ${printable(reply.problem)}`,
+    );
   }
 
   private refuse(what: string): never {
@@ -159,6 +268,14 @@ function batchAt(texts: readonly string[], first: number): string[] {
   return texts.slice(first, end);
 }
 
+/** How conversations are rendered. */
+export interface ChatOptions {
+  /** A file with a template, instead of the model's. */
+  readonly template?: string | undefined;
+  /** The day that templates see; default that of training. */
+  readonly day?: Date;
+}
+
 /** The worker, with one request at a time. */
 class Thread {
   private readonly shared = new Int32Array(new SharedArrayBuffer(4));
@@ -172,11 +289,16 @@ class Thread {
   constructor(
     private readonly op: string,
     private readonly file: string,
+    { template, day }: ChatOptions,
   ) {
     const configFile = isGgufPath(file)
       ? undefined
       : path.join(path.dirname(file), 'tokenizer_config.json');
-    const workerData: TokenizerFiles = { op, file, configFile, at: this.shared };
+    const workerData: TokenizerFiles = {
+      ...{ op, file, configFile, at: this.shared },
+      templateFile: template,
+      day: day?.getTime(),
+    };
     const script = path.join(packageFolder(), 'dist', 'cli', 'tokenize-worker.js');
     this.worker = new Worker(script, { workerData });
     this.worker.unref();
@@ -246,6 +368,20 @@ class Thread {
     return new LowrankError('ERR_FILE', text, { op: this.op });
   }
 
+  /** For what is not wrong with the tokenizer's own file. */
+  refuse(what: string): never {
+    throw new LowrankError('ERR_FILE', `${this.op}: ${what}`, { op: this.op });
+  }
+
+  requireTemplate(template: Started['template']): void {
+    if (template !== undefined) return;
+    const text =
+      `${this.op}: the model of ${printable(this.file)} must have a chat template for messages ` +
+      '(in tokenizer_config.json, chat_template.jinja or the GGUF file), got none. ' +
+      'Give one with --chat-template';
+    throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: this.op });
+  }
+
   async end(): Promise<void> {
     await this.worker.terminate();
   }
@@ -265,6 +401,7 @@ export async function openTokenizer(
   onTick: OnTick = () => {},
   limits: TokenizeLimits = kLimits,
   other?: string,
+  chat: ChatOptions = {},
 ): Promise<TextTokenizer> {
   const file = other === undefined ? model.tokenizerPath : tokenizerIn(other);
   if (file === undefined) {
@@ -276,7 +413,7 @@ export async function openTokenizer(
         'Save it with tokenizer.save_pretrained of the transformers library';
     throw new LowrankError('ERR_FILE_NOT_FOUND', `${op}: ${text}`, { op });
   }
-  return TextTokenizer.open(op, file, model, onTick, limits);
+  return TextTokenizer.open(op, file, model, onTick, limits, chat);
 }
 
 function tokenizerIn(given: string): string | undefined {

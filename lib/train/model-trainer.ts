@@ -10,15 +10,22 @@ import type { DType } from '../core/dtype.js';
 import { fail, LowrankError } from '../core/errors.js';
 import { hash32, permutation } from '../core/random.js';
 import { outsideScopes, scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
-import type { Decoder } from '../model/decoder.js';
+import { Tensor } from '../core/tensor.js';
+import type { Decoder, DecoderCall } from '../model/decoder.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { Indices } from '../ops/model/indices.js';
 import type { AnyOptimizer } from '../optim/definition/definition.js';
 import { poissonSample } from '../statistics/privacy/draws.js';
-import type { SequenceSet, TextData } from '../text/text-data.js';
+import {
+  type Batch,
+  exampleWeights,
+  learnedOf,
+  type Sequences,
+  type TrainingData,
+} from '../text/sequences.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
+import { PreferenceLoss, type PreferenceScore } from './preference-loss.js';
 import type { PrivateSteps } from './private-step.js';
 import { learningRate } from './schedule.js';
 import type { PassPlace, TrainPass } from './train-pass.js';
@@ -57,6 +64,8 @@ export interface TrainOptions {
    * captured runs without ({@link ModelTrainer.notCaptured}).
    */
   readonly capture?: boolean;
+  /** β of the loss over pairs of answers, which the data must have; absent for the loss of the next token. */
+  readonly dpoBeta?: number;
 }
 
 /** The result of one step. */
@@ -73,20 +82,30 @@ export interface StepResult {
   readonly tokens: number;
 }
 
-/** Ids and targets of a pass, [batch · T] each. */
-export interface Batch {
-  readonly ids: Int32Array;
-  readonly targets: Int32Array;
+/** A batch on the device. */
+interface HeldBatch {
+  readonly ids: Indices;
+  readonly targets: Indices;
+  readonly documents?: Indices;
+  /** [batch · T] f32: factors of the losses, where not every target counts. */
+  readonly weights?: Tensor;
+}
+
+/** The batch of a pass, and the rows of the data in it. */
+interface PassBatch {
+  readonly indices: readonly number[];
+  readonly batch: Batch;
 }
 
 /** A step as a graph, and where it reads the batches of its passes. */
 interface CapturedSteps {
-  readonly batches: readonly { readonly ids: Indices; readonly targets: Indices }[];
+  readonly batches: readonly HeldBatch[];
   readonly training: CapturedTraining;
 }
 
 export class ModelTrainer implements Disposable {
   readonly trainer: Trainer;
+  readonly #preferences: PreferenceLoss | undefined;
   #captured: CapturedSteps | undefined;
   #notCaptured: string | undefined;
   #epoch = -1;
@@ -95,11 +114,13 @@ export class ModelTrainer implements Disposable {
   constructor(
     readonly decoder: Decoder,
     readonly adapters: AdapterSet,
-    readonly data: TextData,
+    readonly data: TrainingData,
     readonly options: TrainOptions,
   ) {
-    const { weightDecay, clip, seed, optimizer, optimizerSettings, privacy } = options;
+    const { weightDecay, clip, seed, optimizer, optimizerSettings, privacy, dpoBeta } = options;
     const examples = options.batch * options.accumulate;
+    this.#preferences =
+      dpoBeta === undefined ? undefined : new PreferenceLoss(decoder, dpoBeta, options.dtype);
     this.trainer = new Trainer(adapters.parameters, {
       weightDecay,
       clip,
@@ -115,6 +136,8 @@ export class ModelTrainer implements Disposable {
       this.#notCaptured = `${decoder.weights.device} is no CUDA device`;
     } else if (definition.indexesFollowValues === true) {
       this.#notCaptured = `the host draws tables of ${method} from its values in each step`;
+    } else if (this.#preferences !== undefined) {
+      this.#notCaptured = 'the host weighs the losses of answers';
     } else if (this.trainer.optimizer.capturable !== true) {
       this.#notCaptured = `the optimizer ${this.trainer.optimizer.optimizer} runs on the host`;
     }
@@ -157,9 +180,15 @@ export class ModelTrainer implements Disposable {
   #queue(lr: number): TrainStep {
     if (this.#notCaptured !== undefined) return this.trainer.step(this.passes(), { lr });
     const { batches, training } = this.#capturedSteps();
-    for (const [pass, { ids, targets }] of this.nextBatches().entries()) {
-      batches[pass]?.ids.write(ids);
-      batches[pass]?.targets.write(targets);
+    const next = this.nextBatches();
+    const weights = this.#weightsOf(next);
+    for (const [pass, { ids, targets, documents }] of next.entries()) {
+      const held = batches[pass];
+      held?.ids.write(ids);
+      held?.targets.write(targets);
+      if (documents !== undefined) held?.documents?.write(documents);
+      const own = weights?.[pass];
+      if (own !== undefined) held?.weights?.write(own);
     }
     try {
       return training.step({ lr });
@@ -173,12 +202,9 @@ export class ModelTrainer implements Disposable {
 
   #capturedSteps(): CapturedSteps {
     this.#captured ??= outsideScopes(() => {
-      const { device } = this.decoder.weights;
-      const limit = this.decoder.config.vocabSize;
-      const batches = this.nextBatches().map(({ ids, targets }) => ({
-        ids: Indices.from(ids, { limit, device }),
-        targets: Indices.from(targets, { limit, holes: true, device }),
-      }));
+      const next = this.nextBatches();
+      const weights = this.#weightsOf(next);
+      const batches = next.map((batch, pass) => this.#held(batch, weights?.[pass]));
       const passes = batches.map(
         (batch): TrainPass =>
           (tape, place) =>
@@ -193,10 +219,36 @@ export class ModelTrainer implements Disposable {
     const { batches = [], training } = this.#captured ?? {};
     this.#captured = undefined;
     training?.dispose();
-    for (const { ids, targets } of batches) {
-      ids.dispose();
-      targets.dispose();
+    for (const { ids, targets, documents, weights } of batches) {
+      for (const each of [ids, targets, documents, weights]) each?.dispose();
     }
+  }
+
+  /** A batch on the device. */
+  #held({ ids, targets, documents }: Batch, weights: Float32Array | undefined): HeldBatch {
+    const { device } = this.decoder.weights;
+    const limit = this.decoder.config.vocabSize;
+    const { T } = this.data.train;
+    return {
+      ids: Indices.from(ids, { limit, device }),
+      targets: Indices.from(targets, { limit, holes: true, device }),
+      ...(documents && { documents: Indices.from(documents, { limit: T, device }) }),
+      ...(weights && { weights: Tensor.from(weights, [weights.length], { device }) }),
+    };
+  }
+
+  /**
+   * Factors of the losses of each batch of a step; undefined where every target counts. The losses times them sum to the
+   * mean of the step, or of each sequence in a private one.
+   */
+  #weightsOf(batches: readonly Batch[]): readonly Float32Array[] | undefined {
+    const { whole, T } = this.data.train;
+    if (whole) return undefined;
+    if (this.options.privacy !== undefined) {
+      return batches.map(({ targets }) => exampleWeights(targets, T));
+    }
+    const counted = batches.reduce((sum, { targets }) => sum + learnedOf(targets), 0);
+    return batches.map(({ targets }) => new Float32Array(targets.length).fill(1 / counted));
   }
 
   /**
@@ -212,31 +264,60 @@ export class ModelTrainer implements Disposable {
 
   /** The passes of the next step. */
   passes(): readonly TrainPass[] {
-    return this.nextBatches().map(
-      (batch): TrainPass =>
+    const next = this.#nextPasses();
+    const batches = next.map(({ batch }) => batch);
+    if (this.#preferences !== undefined) {
+      const pairs = batches.reduce((sum, batch) => sum + (batch.pairs?.length ?? 0), 0);
+      return next.map(
+        (pass): TrainPass =>
+          (tape, place) =>
+            this.#preferencePass(tape, pass, pairs, place),
+      );
+    }
+    const weights = this.#weightsOf(batches);
+    return batches.map(
+      (batch, pass): TrainPass =>
         (tape, place) =>
-          this.#pass(tape, batch, place),
+          this.#pass(tape, this.#held(batch, weights?.[pass]), place),
     );
   }
 
-  #pass(
-    tape: ModelTape,
-    { ids, targets }: Batch | CapturedSteps['batches'][number],
-    { seed }: PassPlace,
-  ) {
-    const { accumulate, dtype, recompute, privacy } = this.options;
+  #call(seed: number) {
+    const { dtype, recompute } = this.options;
     const { byModule, experts } = this.adapters;
+    return { adapters: byModule, experts, dtype, recompute, seed };
+  }
+
+  #pass(tape: ModelTape, { targets, weights, ...tokens }: HeldBatch, { seed }: PassPlace) {
+    const { accumulate, privacy } = this.options;
     const { T } = this.data.train;
-    const B = ids.length / T;
-    const call = { adapters: byModule, experts, dtype, recompute, seed };
-    const { features } = this.decoder.forward(tape, { ids, B, T }, call);
+    const B = targets.length / T;
+    const call = this.#call(seed);
+    const { features } = this.decoder.forward(tape, { ...tokens, B, T }, call);
     const scale = privacy === undefined ? 1 / (accumulate * targets.length) : 1 / T;
-    const { loss } = this.decoder.loss(tape, features, targets, { ...call, scale });
+    const share = weights === undefined ? { scale } : { weights };
+    const { loss } = this.decoder.loss(tape, features, targets, { ...call, ...share });
     return {
       loss,
       added: this.#penalties(seed),
       ...(privacy === undefined ? {} : { examples: B }),
     };
+  }
+
+  #preferencePass(
+    tape: ModelTape,
+    { indices, batch }: PassBatch,
+    pairs: number,
+    { seed }: PassPlace,
+  ) {
+    const { train: set } = this.data;
+    const call = this.#call(seed);
+    const { ids, documents } = this.#held(batch, undefined);
+    const tokens = { ids, B: this.options.batch, T: set.T, ...(documents && { documents }) };
+    const { features } = this.decoder.forward(tape, tokens, call);
+    const preferences = this.#preferences as PreferenceLoss;
+    const loss = preferences.record(tape, features, { set, indices, batch }, call, pairs);
+    return { loss, added: this.#penalties(seed) };
   }
 
   /**
@@ -273,13 +354,18 @@ export class ModelTrainer implements Disposable {
     ).flat();
   }
 
-  /** Ids and targets of the next step, one batch per pass. */
+  /** The batches of the next step, one per pass. */
   nextBatches(): Batch[] {
+    return this.#nextPasses().map(({ batch }) => batch);
+  }
+
+  #nextPasses(): PassBatch[] {
     const { batch } = this.options;
     const sequences = this.sequencesOfStep(this.step);
-    return Array.from({ length: Math.ceil(sequences.length / batch) }, (_, pass) =>
-      this.data.train.batch(sequences.slice(pass * batch, (pass + 1) * batch)),
-    );
+    return Array.from({ length: Math.ceil(sequences.length / batch) }, (_, pass) => {
+      const indices = sequences.slice(pass * batch, (pass + 1) * batch);
+      return { indices, batch: this.data.train.batch(indices) };
+    });
   }
 
   /** Sequences of a pass: each epoch is a permutation, determined by the seed and its number. */
@@ -300,49 +386,82 @@ export class ModelTrainer implements Disposable {
   }
 
   /**
-   * Mean loss over a set of sequences, in nats per token.
+   * Mean loss over a set of sequences, in nats per learned token, or per pair of answers.
    *
    * @param adapted false for the base model only
    * @param onBatch called before each batch; may throw to stop
    */
-  async evaluate(
-    set: SequenceSet,
-    adapted = true,
-    onBatch: (done: number, total: number) => void | Promise<void> = () => {},
-  ): Promise<number> {
-    this.trainer.showEvaluated();
-    try {
-      return await this.#evaluate(set, adapted, onBatch);
-    } finally {
-      this.trainer.showTrained();
-    }
-  }
-
-  async #evaluate(
-    set: SequenceSet,
-    adapted: boolean,
-    onBatch: (done: number, total: number) => void | Promise<void>,
-  ): Promise<number> {
-    const { batch, dtype } = this.options;
-    if (adapted) this.adapters.refresh();
-    const { byModule, experts } = this.adapters;
-    const call = { dtype, ...(adapted ? { adapters: byModule, experts } : {}) };
+  async evaluate(set: Sequences, adapted = true, onBatch: OnBatch = () => {}): Promise<number> {
+    if (this.#preferences !== undefined) return (await this.prefer(set, adapted, onBatch)).loss;
     let total = 0;
-    for (let start = 0; start < set.count; start += batch) {
-      await onBatch(start, set.count);
-      const size = Math.min(batch, set.count - start);
-      const { ids, targets } = set.batch(Array.from({ length: size }, (_, i) => start + i));
+    await this.#evaluated(set, adapted, onBatch, async (indices, call) => {
       const sum = scope(() => {
         const tape = new ModelTape({ recording: false });
-        const { features } = this.decoder.forward(tape, { ids, B: size, T: set.T }, call);
-        return this.decoder.loss(tape, features, targets, { ...call, scale: 1 / set.T }).loss
-          .tensor;
+        const { targets, ...tokens } = this.#held(set.batch(indices), undefined);
+        const { features } = this.decoder.forward(
+          tape,
+          { ...tokens, B: indices.length, T: set.T },
+          call,
+        );
+        const scale = set.count / set.learned;
+        return this.decoder.loss(tape, features, targets, { ...call, scale }).loss.tensor;
       });
       const [loss = 0] = await sum.read();
       sum.dispose();
       total += loss;
-    }
+    });
     return total / set.count;
+  }
+
+  /**
+   * Mean loss over the pairs of a set, and the share of pairs that the model ranks as they are.
+   * @param adapted as in {@link evaluate}
+   * @throws LowrankError `ERR_VALUE` if the trainer has another loss
+   */
+  async prefer(
+    set: Sequences,
+    adapted = true,
+    onBatch: OnBatch = () => {},
+  ): Promise<PreferenceScore> {
+    const preferences = this.#preferences;
+    if (preferences === undefined) {
+      return fail('ERR_VALUE', 'ModelTrainer.prefer', 'dpoBeta', 'given', 'none');
+    }
+    let [loss, right, pairs] = [0, 0, 0];
+    await this.#evaluated(set, adapted, onBatch, async (indices, call) => {
+      const batch = set.batch(indices);
+      const found = preferences.score({ set, indices, batch }, call);
+      loss += found.loss;
+      right += found.right;
+      pairs += batch.pairs?.length ?? 0;
+    });
+    return { loss: loss / pairs, accuracy: right / pairs };
+  }
+
+  /** Runs batches of a set with the values that are evaluated. */
+  async #evaluated(
+    set: Sequences,
+    adapted: boolean,
+    onBatch: OnBatch,
+    run: (indices: readonly number[], call: DecoderCall) => Promise<void>,
+  ): Promise<void> {
+    const { batch, dtype } = this.options;
+    this.trainer.showEvaluated();
+    try {
+      if (adapted) this.adapters.refresh();
+      const { byModule, experts } = this.adapters;
+      const call = { dtype, ...(adapted ? { adapters: byModule, experts } : {}) };
+      for (let start = 0; start < set.count; start += batch) {
+        await onBatch(start, set.count);
+        const size = Math.min(batch, set.count - start);
+        await run(
+          Array.from({ length: size }, (_, i) => start + i),
+          call,
+        );
+      }
+    } finally {
+      this.trainer.showTrained();
+    }
   }
 
   /** Frees the optimiser's state and the graph. Twice is a no-op. */
@@ -355,3 +474,5 @@ export class ModelTrainer implements Disposable {
     this.dispose();
   }
 }
+
+type OnBatch = (done: number, total: number) => void | Promise<void>;

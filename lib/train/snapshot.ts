@@ -7,7 +7,8 @@ import { linearsOf } from '../model/decoder-weights.js';
 import { type LlamaConfig, llamaConfigOf } from '../model/llama-config.js';
 import { dequantize } from '../ops/quantize.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import type { Batch, ModelTrainer } from './model-trainer.js';
+import type { Batch } from '../text/sequences.js';
+import type { ModelTrainer } from './model-trainer.js';
 
 /** A tensor in f32. */
 export interface HostTensor {

@@ -2,49 +2,18 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import type { RawTensor } from '../../lib/checkpoint/raw-tensor.js';
-import { readSafetensors, writeSafetensors } from '../../lib/index.js';
-import { decoderPlaces, tensorShapes } from '../../lib/model/decoder-tensors.js';
-import { parseDecoderConfig } from '../../lib/model/read-config.js';
+import { readSafetensors } from '../../lib/index.js';
 import { requireBuilt, run } from './command.js';
 import { temporaryFolder } from './setup.js';
-import { noise, writeTinyCheckpoint } from './tiny-checkpoint.js';
+import { writeTinyArchitecture } from './tiny-architecture.js';
 
 const folder = temporaryFolder();
 const text = path.join(folder, 'text.txt');
-const kFields = {
-  mixtral: { architectures: ['MixtralForCausalLM'], num_local_experts: 4 },
-  gpt_oss: {
-    architectures: ['GptOssForCausalLM'],
-    num_local_experts: 4,
-    sliding_window: 8,
-  },
-} as const;
-type Name = keyof typeof kFields;
+type Name = 'mixtral' | 'gpt_oss';
 
-/** A model of that type with random weights, and the tokenizer of bytes. */
 function writeModel(name: Name): string {
   const model = path.join(folder, name);
-  writeTinyCheckpoint(model, {
-    hiddenSize: 32,
-    headDim: 8,
-    intermediateSize: 32,
-    config: { ...kFields[name], model_type: name, num_experts_per_tok: 2 },
-  });
-  const file = path.join(model, 'config.json');
-  const config = JSON.parse(fs.readFileSync(file, 'utf8'));
-  const random = noise(3);
-  const tensors = new Map<string, RawTensor>();
-  const places = decoderPlaces(parseDecoderConfig('test', file, config));
-  for (const [tensor, shape] of tensorShapes(places)) {
-    const bias = shape.length === 1 && !tensor.endsWith('norm.weight');
-    const center = shape.length === 1 && !bias ? 1 : 0;
-    const bound = shape.length === 1 ? 0.2 : Math.sqrt(3 / (shape.at(-1) as number));
-    const size = shape.reduce((a, b) => a * b, 1);
-    const data = Float32Array.from({ length: size }, () => center + bound * random());
-    tensors.set(tensor, { dtype: 'F32', shape, data });
-  }
-  writeSafetensors(path.join(model, 'model.safetensors'), tensors, { format: 'pt' });
+  writeTinyArchitecture(model, name);
   return model;
 }
 

@@ -17,7 +17,8 @@ const inFolder = (name: string) => path.join(folder, name);
 
 /** A tiny run; later options win. */
 const tiny = (out: string, ...more: string[]) => [
-  ...['finetune', '--model', model, '--data', text, '--out', inFolder(out), '--steps', '6'],
+  ...['finetune', '--model', model, '--out', inFolder(out), '--steps', '6'],
+  ...(more.includes('--data') ? [] : ['--data', text]),
   ...['--seq-len', '16', '--batch', '2', '--rank', '2', '--sample-tokens', '4', '--no-compare'],
   ...more,
 ];

@@ -27,7 +27,7 @@ it('replays its steps, with the losses of the CPU', async () => {
     const { history } = await finetune(
       {
         model: inFolder('model'),
-        data: inFolder('text'),
+        data: [inFolder('text')],
         out: inFolder(device),
         separator: '\n\n',
         seqLen: 8,

@@ -1,26 +1,19 @@
 /** A fine-tune's step against a float64 oracle of Llama, and against the same step on TensorFlow.js. */
 
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { type AlphaConfig, scalingOf } from '../../lib/adapters/parts/scaling.js';
 import { TensorflowStep } from '../../lib/compare/tensorflow/llama.js';
-import { dequantize, flushSync, ModelTape, memoryUsage, scope, Tensor } from '../../lib/index.js';
+import { flushSync, ModelTape, memoryUsage, scope } from '../../lib/index.js';
 import { stepSnapshot } from '../../lib/train/snapshot.js';
-import {
-  type OracleAdapter,
-  type OracleWeights,
-  oracleLogits,
-  oracleLoss,
-} from './llama-oracle.js';
+import { oracleLogits, oracleLoss } from './llama-oracle.js';
+import { adaptersOf, oracleWeights, shake } from './oracle-trainer.js';
 import {
   gradientOf,
   offsetsOf,
-  randomValues,
   setValues,
   type TinyTrainer,
   tinyTrainer,
   useBackend,
   valuesOf,
-  weightsOf,
 } from './setup.js';
 import type { TinyCheckpointOptions } from './tiny-checkpoint.js';
 
@@ -35,40 +28,6 @@ function make(...args: Parameters<typeof tinyTrainer>): TinyTrainer {
 afterEach(() => {
   for (const tiny of open.splice(0)) tiny.dispose();
 });
-
-/** Weights as the trainer sees them: linear layers after quantisation. */
-function oracleWeights({ model, decoder }: TinyTrainer): OracleWeights {
-  const known = new Map<string, Float32Array>();
-  for (const [module, w] of weightsOf(decoder)) {
-    const dense = Tensor.is(w) ? w : dequantize(w);
-    known.set(`${module}.weight`, dense.readSync());
-    if (dense !== w) dense.dispose();
-  }
-  return (name) => {
-    if (!known.has(name)) known.set(name, model.readFloat32(name));
-    return known.get(name) as Float32Array;
-  };
-}
-
-function adaptersOf({ trainer }: TinyTrainer): (layer: string) => OracleAdapter | undefined {
-  const parts = trainer.adapters.layers.map(({ place, adapter }) => {
-    const values = (name: string) =>
-      Float64Array.from((adapter.parameters[name] as Tensor).readSync());
-    const config = adapter.config as AlphaConfig;
-    const factors = { loraA: values('loraA'), loraB: values('loraB') };
-    return [place.module, { ...factors, r: config.r, scaling: scalingOf(config) }] as const;
-  });
-  const byName = new Map<string, OracleAdapter>(parts);
-  return (layer) => byName.get(layer);
-}
-
-/** lora_b is zero at the start, which would hide the low-rank branch. */
-function shake({ trainer }: TinyTrainer): void {
-  for (const { adapter } of trainer.adapters.layers) {
-    const { loraB } = adapter.parameters;
-    loraB?.write(randomValues(loraB.size, 77).map((value) => 0.3 * value));
-  }
-}
 
 const kShapes: Record<string, TinyCheckpointOptions> = {
   'grouped-query, untied, K not a multiple of a block': {},

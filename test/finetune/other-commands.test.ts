@@ -27,6 +27,8 @@ describe('the command', () => {
     for (const word of [
       'finetune',
       'generate',
+      'chat',
+      'merge',
       'quantize',
       'convert',
       'info',
@@ -55,6 +57,8 @@ describe('the command', () => {
     for (const name of [
       'finetune',
       'generate',
+      'chat',
+      'merge',
       'quantize',
       'convert',
       'info',

@@ -29,7 +29,7 @@ beforeAll(() => {
 describe('a disk that fills up', () => {
   const options = (out: string): FinetuneOptions => ({
     model: inFolder('model'),
-    data: inFolder('text'),
+    data: [inFolder('text')],
     out: inFolder(out),
     separator: '\n\n',
     seqLen: 16,

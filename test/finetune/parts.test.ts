@@ -5,6 +5,7 @@ import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { exp } from '../../lib/compare/tensorflow/exp.js';
 import { hash32, permutation, uniform } from '../../lib/core/random.js';
+import { dataFiles } from '../../lib/data/data-files.js';
 import { type GenerateOptions, generate } from '../../lib/model/generate.js';
 import { openHfModel } from '../../lib/model/hf-model.js';
 import { packText, readText } from '../../lib/text/text-data.js';
@@ -90,7 +91,7 @@ describe('text', () => {
     withTokenizer((tokenizer) => packText('test', source, tokenizer, T));
 
   it('documents end with the end-of-text token; targets are the next tokens, each once', async () => {
-    const source = readText('test', write('a.txt', 'one\r\n\r\ntwo\n\n\n\nthree\n'), '\n\n');
+    const source = readText('test', [write('a.txt', 'one\r\n\r\ntwo\n\n\n\nthree\n')], '\n\n');
     expect(source.documents).toEqual(['one', 'two', 'three']);
     const bytes = (text: string) => [...Buffer.from(text)];
     const stream = [...bytes('one'), 256, ...bytes('two'), 256, ...bytes('three'), 256];
@@ -111,7 +112,11 @@ describe('text', () => {
     fs.writeFileSync(path.join(many, 'b.txt'), 'second');
     fs.writeFileSync(path.join(many, 'a.txt'), `first ${'x'.repeat(393)}`);
     fs.writeFileSync(path.join(many, 'c.bin'), new Uint8Array([255]));
-    const source = readText('test', many, '');
+    const source = readText(
+      'test',
+      dataFiles('test', [many]).map(({ file }) => file),
+      '',
+    );
     expect(source.documents.map((text) => text.slice(0, 6))).toEqual(['first ', 'second']);
     const { train, heldOut } = await pack(source, 4);
     expect([train.count, heldOut.count]).toEqual([91, 10]);

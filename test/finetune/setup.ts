@@ -9,6 +9,7 @@ import type { BaseFormat } from '../../lib/model/base-format.js';
 import { Decoder } from '../../lib/model/decoder.js';
 import { DecoderWeights, linearsOf } from '../../lib/model/decoder-weights.js';
 import { type HfModel, openHfModel } from '../../lib/model/hf-model.js';
+import type { TrainingData } from '../../lib/text/sequences.js';
 import { SequenceSet } from '../../lib/text/text-data.js';
 import { tensorflow } from '../../lib/tfjs/ops/tensorflow.js';
 import { type AdapterConfig, AdapterSet, methodNamed } from '../../lib/train/adapter-set.js';
@@ -122,6 +123,8 @@ export function tinyTrainer(
       readonly targets?: AdapterConfig['targets'];
     } & Readonly<Record<string, unknown>>;
     readonly T?: number;
+    /** Instead of random tokens. */
+    readonly data?: TrainingData;
     readonly device?: Device;
   } = {},
 ): TinyTrainer {
@@ -142,7 +145,7 @@ export function tinyTrainer(
     Int32Array.from(randomValues(count * T + 1, seed), (v) =>
       Math.floor(((v + 1) / 2) * vocabSize),
     );
-  const data = {
+  const data = options.data ?? {
     train: new SequenceSet(tokens(9, 5), T),
     heldOut: new SequenceSet(tokens(3, 6), T),
     tokens: 12 * T,

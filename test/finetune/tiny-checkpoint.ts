@@ -24,6 +24,10 @@ export interface TinyCheckpointOptions {
   /** Number of files; more than one writes an index. */
   readonly shards?: number;
   readonly dtype?: 'F32' | 'BF16';
+  /** Special tokens of the tokenizer behind the end-of-text token; default none. */
+  readonly special?: readonly string[];
+  /** A chat template for tokenizer_config.json. */
+  readonly chatTemplate?: string;
   /** Further or other fields of config.json. */
   readonly config?: Readonly<Record<string, unknown>>;
 }
@@ -93,7 +97,13 @@ export function writeTinyCheckpoint(
     eos_token_id: kEndOfText,
     ...options.config,
   });
-  writeJson(path.join(folder, 'tokenizer.json'), byteTokenizer());
+  writeJson(path.join(folder, 'tokenizer.json'), byteTokenizer(options.special));
+  if (options.chatTemplate !== undefined) {
+    const own = (token: string) => (options.special?.includes(token) ? token : '<|endoftext|>');
+    const tokens = { bos_token: own('<s>'), eos_token: own('</s>') };
+    const config = { ...tokens, chat_template: options.chatTemplate };
+    writeJson(path.join(folder, 'tokenizer_config.json'), config);
+  }
   writeWeights(folder, randomWeights(config, seed, dtype), shards);
   return config;
 }
@@ -143,7 +153,7 @@ function writeWeights(folder: string, tensors: Map<string, RawTensor>, shards: n
 }
 
 /** Byte-level BPE without merges: one token a byte, as GPT-2 spells bytes. */
-function byteTokenizer(): object {
+function byteTokenizer(special: readonly string[] = []): object {
   const printable = [
     [0x21, 0x7e],
     [0xa1, 0xac],
@@ -157,7 +167,8 @@ function byteTokenizer(): object {
   const vocab: Record<string, number> = {};
   for (const byte of printable) vocab[String.fromCharCode(byte)] = byte;
   for (const [i, byte] of others.entries()) vocab[String.fromCharCode(256 + i)] = byte;
-  vocab['<|endoftext|>'] = kEndOfText;
+  const added = ['<|endoftext|>', ...special];
+  for (const [i, content] of added.entries()) vocab[content] = kEndOfText + i;
   const byteLevel = {
     type: 'ByteLevel',
     add_prefix_space: false,
@@ -168,17 +179,15 @@ function byteTokenizer(): object {
     version: '1.0',
     truncation: null,
     padding: null,
-    added_tokens: [
-      {
-        id: kEndOfText,
-        content: '<|endoftext|>',
-        single_word: false,
-        lstrip: false,
-        rstrip: false,
-        normalized: false,
-        special: true,
-      },
-    ],
+    added_tokens: added.map((content, i) => ({
+      id: kEndOfText + i,
+      content,
+      single_word: false,
+      lstrip: false,
+      rstrip: false,
+      normalized: false,
+      special: true,
+    })),
     normalizer: null,
     pre_tokenizer: byteLevel,
     post_processor: null,

@@ -34,7 +34,7 @@ const message = (promise: Promise<unknown>) =>
   );
 
 describe('the bundled tokenizer', () => {
-  const { documents } = readText('test', bundledText(), '\n\n');
+  const { documents } = readText('test', [bundledText()], '\n\n');
 
   it('gives the ids of the library alone, over several messages, and their texts', async () => {
     const json = fs.readFileSync(path.join(bundledModel(), 'tokenizer.json'), 'utf8');

@@ -1,21 +1,22 @@
 /** Short trainings of the bundled model on the bundled text. */
 import { bundledModel, bundledText } from '../../lib/environment/package-folder.js';
 import { adapters, Decoder, DecoderWeights, openHfModel } from '../../lib/index.js';
-import { packText, readText, type TextData } from '../../lib/text/text-data.js';
+import type { TrainingData } from '../../lib/text/sequences.js';
+import { packText, readText } from '../../lib/text/text-data.js';
 import { openTokenizer } from '../../lib/text/tokenizer.js';
 import { AdapterSet, type Targets, type TrainedMethod } from '../../lib/train/adapter-set.js';
 import { ModelTrainer, type TrainOptions } from '../../lib/train/model-trainer.js';
 
 export interface Bundled {
   readonly decoder: Decoder;
-  readonly data: TextData;
+  readonly data: TrainingData;
 }
 
 /** The bundled model in NF4, and its text in sequences of T tokens. */
 export async function loadBundled(T: number): Promise<Bundled> {
   const model = openHfModel(bundledModel());
   const tokenizer = await openTokenizer('test', model, async () => {});
-  const data = await packText('test', readText('test', bundledText(), '\n\n'), tokenizer, T);
+  const data = await packText('test', readText('test', [bundledText()], '\n\n'), tokenizer, T);
   await tokenizer.close();
   const weights = DecoderWeights.load(model, { format: { format: 'nf4' }, device: 'cpu' });
   return { decoder: new Decoder(model.decoder, weights), data };

@@ -19,7 +19,7 @@ beforeAll(() => {
   execFileSync('tar', ['-xzf', join(folder, file), '-C', modules]);
   execFileSync('mv', [join(modules, 'package'), join(modules, 'lowrank')]);
   // What npm would install beside it, but for the optional peers.
-  for (const name of ['@huggingface/tokenizers']) {
+  for (const name of ['@huggingface/jinja', '@huggingface/tokenizers']) {
     mkdirSync(dirname(join(modules, name)), { recursive: true });
     symlinkSync(join(root, 'node_modules', name), join(modules, name));
   }

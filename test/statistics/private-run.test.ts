@@ -14,7 +14,7 @@ beforeAll(requireBuilt);
 
 function optionsFor(out: string, change: Partial<FinetuneOptions> = {}): FinetuneOptions {
   return {
-    ...{ model: bundledModel(), data: bundledText(), out, separator: '\n\n', seqLen: 32 },
+    ...{ model: bundledModel(), data: [bundledText()], out, separator: '\n\n', seqLen: 32 },
     format: { format: 'nf4' },
     adapter: {
       method: methodNamed('test', 'lora'),
@@ -113,6 +113,10 @@ describe('a private run', () => {
     await refused(
       { train: { ...train, recompute: true } },
       '--recompute must be left out in private runs',
+    );
+    await refused(
+      { train: { ...train, dpoBeta: 0.1 } },
+      '--loss must be lm in private runs, got dpo',
     );
     await refused(
       { train: { ...train, batch: 1025 } },

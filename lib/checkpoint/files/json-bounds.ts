@@ -31,6 +31,8 @@ export const jsonBounds = {
   index: { maxBytes: 32 << 20, maxDepth: 8, maxKeys: 400_000, maxValues: 400_000 },
   /** tokenizer.json and tokenizer_config.json: Gemma 3 has 33 MB, 262,000 tokens and 515,000 merges. */
   tokenizer: { maxBytes: 64 << 20, maxDepth: 32, maxKeys: 1_000_000, maxValues: 4_000_000 },
+  /** A line of training data: a long conversation with tools has 1 MB, 1,000 messages and schemas of 20 levels. */
+  example: { maxBytes: 16 << 20, maxDepth: 64, maxKeys: 100_000, maxValues: 500_000 },
 } as const satisfies Readonly<Record<string, JsonBounds>>;
 
 const kQuote = 0x22;

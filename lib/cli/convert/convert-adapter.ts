@@ -10,7 +10,13 @@ import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 import { requireNewFile, requireNewFolder } from '../command/require-new-output.js';
 import { readBaseModel } from './base-model.js';
-import { type Conversion, type ConversionFacts, kOp, requireGgufName } from './conversion.js';
+import {
+  type Conversion,
+  type ConversionFacts,
+  type ConversionOptions,
+  kOp,
+  requireGgufName,
+} from './conversion.js';
 
 /** What `--type` may be, as llama.cpp's converter spells it. */
 export const factorTypes = {
@@ -35,18 +41,34 @@ export const peftToGguf: Conversion = {
     if (base === undefined) throw withoutBase('because a GGUF adapter names its architecture');
     requireGgufName(target);
     requireNewFile(kOp, source, target);
-    const model = readBaseModel(kOp, base);
-    const adapter = readPlainLora(source);
-    const content = adapterToGguf(adapter, model, {
-      ...(type !== undefined && { type: factorTypes[type] }),
+    return writeAdapterGguf(source, target, {
+      base,
+      ...(type !== undefined && { type }),
       ...(name !== undefined && { name }),
     });
-    writeGguf(target, content);
-    const alpha = content.metadata.get('adapter.lora.alpha')?.value as number;
-    const ranks = adapter.modules.map(({ r }) => r);
-    return facts(target, model.architecture, ranks, alpha, adapter.warnings);
   },
 };
+
+/**
+ * Writes a LoRA folder as a GGUF adapter, which replaces an older file.
+ * @throws LowrankError as {@link peftToGguf}
+ */
+export function writeAdapterGguf(
+  source: string,
+  target: string,
+  { base, type, name }: Pick<ConversionOptions, 'type' | 'name'> & { readonly base: string },
+): ConversionFacts {
+  const model = readBaseModel(kOp, base);
+  const adapter = readPlainLora(source);
+  const content = adapterToGguf(adapter, model, {
+    ...(type !== undefined && { type: factorTypes[type] }),
+    ...(name !== undefined && { name }),
+  });
+  writeGguf(target, content);
+  const alpha = content.metadata.get('adapter.lora.alpha')?.value as number;
+  const ranks = adapter.modules.map(({ r }) => r);
+  return facts(target, model.architecture, ranks, alpha, adapter.warnings);
+}
 
 /** Adds what to do to the error about another method. */
 function readPlainLora(source: string) {

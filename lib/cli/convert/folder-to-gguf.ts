@@ -22,12 +22,15 @@ import { printable } from '../../core/printable.js';
 import type { DecoderLayerConfig } from '../../model/config/decoder-config.js';
 import { moduleOf, tensorShapes } from '../../model/decoder-tensors.js';
 import { ggufModelHead } from '../../model/gguf/metadata.js';
-import { type HfModel, openHfModel } from '../../model/hf-model.js';
+import { openHfModel } from '../../model/hf-model.js';
+import type { FolderModel } from '../../model/merged/merged-model.js';
 import { ggufVocabulary } from '../../text/gguf-vocabulary.js';
+import { folderTemplate } from '../../text/template-files.js';
 import { requireNewFile } from '../command/require-new-output.js';
 import { asGgufType } from './as-type.js';
 import {
   type Conversion,
+  type ConversionFacts,
   type ConversionOptions,
   kOp,
   type OnProgress,
@@ -52,26 +55,52 @@ export const folderToGguf: Conversion = {
     requireGgufName(target);
     requireNewFile(kOp, source, target);
     removeLeftovers(path.resolve(target));
-    return new FolderConverter(source, options, onProgress).write(target);
+    return convertToGguf(openHfModel(source), target, options, onProgress);
   },
 };
 
+/**
+ * Writes a GGUF file, which replaces an older one.
+ * @throws LowrankError as {@link folderToGguf}
+ */
+export function convertToGguf(
+  model: FolderModel,
+  target: string,
+  options: ConversionOptions,
+  onProgress: OnProgress,
+): ConversionFacts {
+  return new FolderConverter(model, options, onProgress).write(target);
+}
+
+/**
+ * Checks that a model can become a GGUF file, before minutes are spent.
+ * @throws LowrankError as {@link convertToGguf} for its architecture, its layers and its tokenizer
+ */
+export function requireGguf(model: FolderModel, options: ConversionOptions): void {
+  new FolderConverter(model, options, () => {}).check();
+}
+
 class FolderConverter {
-  readonly #model: HfModel;
+  readonly #model: FolderModel;
   readonly #errors = new WeightErrors();
   readonly #warnings: string[];
   #done = 0;
 
   constructor(
-    source: string,
+    model: FolderModel,
     private readonly options: ConversionOptions,
     private readonly onProgress: OnProgress,
   ) {
-    this.#model = openHfModel(source);
+    this.#model = model;
     this.#warnings = [...this.#model.warnings];
   }
 
-  write(target: string) {
+  check(): void {
+    this.#planned();
+    this.#vocabulary();
+  }
+
+  #planned() {
     const { decoder, folder, places } = this.#model;
     const what = printable(path.join(folder, 'config.json'));
     const head = ggufModelHead(kOp, what, decoder);
@@ -82,6 +111,12 @@ class FolderConverter {
       this.onProgress('checking', i + 1, names.length);
       return this.#plan(head.architecture, name, shape);
     });
+    return { head, planned };
+  }
+
+  write(target: string): ConversionFacts {
+    const { folder } = this.#model;
+    const { head, planned } = this.#planned();
     const tensors = new Map<string, GgufTensorSource>(head.tensors);
     let extra = 0;
     for (const { scale, ...tensor } of planned) {
@@ -231,11 +266,16 @@ class FolderConverter {
       if (id !== undefined)
         found.set(`tokenizer.ggml.${name}_token_id`, { type: 'u32', value: id });
     }
-    const config = path.join(folder, 'tokenizer_config.json');
-    if (!fs.existsSync(config)) return found;
-    const adds = readJsonObject(kOp, config, jsonBounds.tokenizer).add_bos_token;
+    const file = path.join(folder, 'tokenizer_config.json');
+    const config = fs.existsSync(file) ? readJsonObject(kOp, file, jsonBounds.tokenizer) : {};
+    const { add_bos_token: adds } = config;
     if (typeof adds === 'boolean') {
       found.set('tokenizer.ggml.add_bos_token', { type: 'bool', value: adds });
+    }
+    const own = path.join(folder, 'chat_template.jinja');
+    const template = folderTemplate(kOp, config, { config: file, own, other: undefined });
+    if (template !== undefined && found.has('tokenizer.ggml.tokens')) {
+      found.set('tokenizer.chat_template', { type: 'string', value: template.source });
     }
     return found;
   }

@@ -16,7 +16,7 @@ import { planarToFloat32 } from '../../checkpoint/planar/decode.js';
 import { e2m1Levels, e8m0Table, integerLevels } from '../../checkpoint/planar/levels.js';
 import type { PlanarWeight } from '../../checkpoint/planar/planar-weight.js';
 import { type RawTensor, rawToFloat32, rawView } from '../../checkpoint/raw-tensor.js';
-import { writeSafetensors } from '../../checkpoint/safetensors.js';
+import { ShardWriter } from '../../checkpoint/shards.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 import { layerLinears, moduleOf, tensorShapes } from '../../model/decoder-tensors.js';
@@ -31,9 +31,6 @@ import {
   type OnProgress,
 } from './conversion.js';
 import { WeightErrors } from './weight-error.js';
-
-/** Memory of a shard: it is written once it has as many bytes. */
-const kShardBytes = 2 ** 31;
 
 /** Types with an exact counterpart among the layouts of compressed-tensors. */
 const kLayouts: Readonly<
@@ -59,7 +56,7 @@ export function convertToFolder(
   target: string,
   options: ConversionOptions,
   onProgress: OnProgress,
-  shard_bytes = kShardBytes,
+  shard_bytes?: number,
 ): ConversionFacts {
   requireNewFolder(kOp, target);
   return new GgufConverter(source, options, onProgress, shard_bytes).write(target);
@@ -77,7 +74,7 @@ class GgufConverter {
     source: string,
     options: ConversionOptions,
     private readonly onProgress: OnProgress,
-    private readonly shard_bytes: number,
+    private readonly shard_bytes: number | undefined,
   ) {
     this.#model = openGgufModel(source);
     this.noVocabulary = options.noVocabulary === true;
@@ -134,38 +131,15 @@ class GgufConverter {
     }
   }
 
-  /** Writes shards, and their index if there are several. @returns the number of tensors */
+  /** @returns the number of tensors */
   #writeTensors(folder: string): number {
     const names = [...tensorShapes(this.#model.places).keys()];
-    let shards = 0;
-    const weightMap: [string, number][] = [];
-    let [shard, bytes, total] = [new Map<string, RawTensor>(), 0, 0];
-    const part = (i: number) => path.join(folder, `part-${i}`);
-    const flush = () => {
-      writeSafetensors(part(shards++), shard, { format: 'pt' });
-      [shard, bytes] = [new Map(), 0];
-    };
+    const shards = new ShardWriter(folder, this.shard_bytes);
     for (const [i, name] of names.entries()) {
-      for (const [own, tensor] of this.#tensorsOf(name)) {
-        shard.set(own, tensor);
-        weightMap.push([own, shards]);
-        bytes += tensor.data.byteLength;
-        total += tensor.data.byteLength;
-      }
-      if (bytes >= this.shard_bytes) flush();
+      for (const [own, tensor] of this.#tensorsOf(name)) shards.add(own, tensor);
       this.onProgress('writing', i + 1, names.length);
     }
-    if (shard.size > 0) flush();
-    const pad = (n: number) => String(n).padStart(5, '0');
-    const nameOf = (i: number) =>
-      shards === 1 ? 'model.safetensors' : `model-${pad(i + 1)}-of-${pad(shards)}.safetensors`;
-    for (let i = 0; i < shards; i++) fs.renameSync(part(i), path.join(folder, nameOf(i)));
-    if (shards > 1) {
-      const weight_map = Object.fromEntries(weightMap.map(([own, i]) => [own, nameOf(i)]));
-      const index = { metadata: { total_size: total }, weight_map };
-      this.#writeJson(path.join(folder, 'model.safetensors.index.json'), index);
-    }
-    return weightMap.length;
+    return shards.finish();
   }
 
   /** The tensors of the folder for one of the decoder. */

@@ -25,7 +25,7 @@ export function settingsOf(
   return [
     { name: 'command', value: ['lowrank finetune', ...shownArguments(args, privacy)].join(' ') },
     { name: 'model', value: printable(options.model) },
-    { name: 'data', value: printable(options.data), note: `${options.seqLen} tokens a sequence` },
+    ...dataFacts(options),
     { name: 'method', value: method, note: list.join(', ') },
     ...startFacts(adapter.start),
     {
@@ -51,6 +51,23 @@ function shownArguments(args: readonly string[], privacy: FinetuneOptions['priva
     if (args[i - 1] === '--seed') return '...';
     return text.startsWith('--seed=') ? '--seed=...' : quoted(text);
   });
+}
+
+/** The files, and how they are learned. */
+function dataFacts(options: FinetuneOptions): Fact[] {
+  const { data, evalData, seqLen, loss, train, chat, noPacking, skipLong } = options;
+  const names = (files: readonly string[]) => files.map(printable).join(', ');
+  const notes = [
+    `${seqLen} tokens a sequence`,
+    ...(loss === 'dpo' ? [`dpo, beta ${train.dpoBeta}`] : []),
+    ...(chat === true ? ['as a chat'] : []),
+    ...(noPacking === true ? ['not packed'] : []),
+    ...(skipLong === true ? ['without those that are too long'] : []),
+  ];
+  return [
+    { name: 'data', value: names(data), note: notes.join(', ') },
+    ...(evalData === undefined ? [] : [{ name: 'held-out data', value: names(evalData) }]),
+  ];
 }
 
 /** Where the adapters begin, if not at the method's own start. */
@@ -109,12 +126,15 @@ export function factsOf(options: FinetuneOptions, result: FinetuneResult, second
   const percent = (ratio: number) => `${(100 * ratio).toFixed(1)} %`;
   const stored = storedAs(result.layouts, options);
   const facts: Fact[] = [
-    { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
+    { name: 'held-out loss before', value: lossBefore.toFixed(4), note: result.lossUnit },
     {
       name: 'held-out loss after',
       value: lossAfter.toFixed(4),
       note: `${lossAfter <= lossBefore ? 'down' : 'UP'} ${percent(Math.abs(1 - lossAfter / lossBefore))}`,
     },
+    ...(result.rankedRight === undefined
+      ? []
+      : [{ name: 'held-out pairs ranked right', value: percent(result.rankedRight), note: '' }]),
     {
       name: 'training',
       value: `${grouped(result.tokensPerSecond)} tokens/s`,

@@ -35,13 +35,13 @@ const kColumns = ['method', 'held-out loss', 'trained parameters', 'step', 'lear
 /** The summary for the terminal. */
 export function methodsSummary(runs: readonly MethodRun[], report: string | undefined): string {
   const before = runs[0]?.result.lossBefore.toFixed(4) ?? '';
-  const text = `\nheld-out loss of the base model ${before}, nats per token\n\n`;
+  const text = `\nheld-out loss of the base model ${before}, ${runs[0]?.result.lossUnit}\n\n`;
   const place = report === undefined ? '' : `\nreport   ${printable(report)}\n`;
   return `${text}${table([kColumns, ...rowsOf(runs)])}${place}`;
 }
 
 function plots(runs: readonly MethodRun[]): Plot[] {
-  const loss = { label: 'held-out loss, nats per token', log: false } as const;
+  const loss = { label: `held-out loss, ${runs[0]?.result.lossUnit}`, log: false } as const;
   const scattered = (x: (run: MethodRun) => number) =>
     runs.map((run, style) => ({
       name: run.method,

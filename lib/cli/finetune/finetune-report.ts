@@ -65,7 +65,7 @@ export function reportHtml(
 <title>lowrank fine-tune</title>
 <style>${kStyle}</style>
 <h1>Fine-tune: held-out loss ${result.lossBefore.toFixed(3)} to ${result.lossAfter.toFixed(3)}</h1>
-${lossCurve(result.history)}
+${lossCurve(result.history, result.lossUnit)}
 <h2>Numbers</h2>
 <table>
 ${rowsOf(facts)}
@@ -89,7 +89,7 @@ interface Point {
 }
 
 /** Training loss (thin: each step, thick: smoothed) and held-out loss over the steps. */
-function lossCurve({ train, heldOut }: LossHistory): string {
+function lossCurve({ train, heldOut }: LossHistory, unit: string): string {
   const steps = train.map((loss, i) => ({ step: i + 1, loss }));
   const all = [...steps, ...heldOut].map(({ loss }) => loss);
   if (all.length === 0) return '';
@@ -135,7 +135,7 @@ ${dots.join('\n')}
 <text x="${kMargin.left + 24}" y="12">training (smoothed)</text>
 <rect x="${kMargin.left + 164}" y="6" width="14" height="3" fill="var(--held)"/>
 <text x="${kMargin.left + 184}" y="12">held out</text>
-<text x="${kWidth - kMargin.right}" y="12" text-anchor="end">nats per token, over steps</text>
+<text x="${kWidth - kMargin.right}" y="12" text-anchor="end">${unit}, over steps</text>
 </svg>`;
 }
 

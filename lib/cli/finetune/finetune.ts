@@ -1,5 +1,5 @@
 /**
- * `lowrank finetune`: a QLoRA fine-tune from a model and a text to a PEFT adapter folder.
+ * `lowrank finetune`: a QLoRA fine-tune from a model and data to a PEFT adapter folder.
  */
 
 import { existsSync } from 'node:fs';
@@ -9,7 +9,7 @@ import { defaultDevice } from '../../core/device.js';
 import { anyOf } from '../../core/errors.js';
 import { formatNames } from '../../core/formats.js';
 import { printable } from '../../core/printable.js';
-import { bundledModel, bundledText } from '../../environment/package-folder.js';
+import { bundledModel } from '../../environment/package-folder.js';
 import {
   type FinetuneObserver,
   type FinetuneOptions,
@@ -18,6 +18,7 @@ import {
   requireRuns,
 } from '../../finetune/finetune.js';
 import { planRun } from '../../finetune/plan.js';
+import { previewData } from '../../finetune/preview.js';
 import { kInitBatches } from '../../finetune/start.js';
 import { grouped, jsonText, Progress, table, visible } from '../../report/terminal.js';
 import { parseTargets } from '../../train/adapter-set.js';
@@ -27,11 +28,16 @@ import { readDevice } from '../command/device-option.js';
 import { exitCodeFor, exitCodes } from '../command/exit-codes.js';
 import { Interrupts } from '../command/interrupt.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
+import { dataHelp, dataOptions, readBeta, readDataOptions, shownData } from './finetune-data.js';
+import { readExports, requireExports, writeExports } from './finetune-export.js';
 import { factsOf, machineReadable, planFacts, settingsOf, summary } from './finetune-facts.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
 import type { ChosenOptimizer } from './finetune-optimizer.js';
 import { readPrivacy } from './finetune-privacy.js';
 import { reportHtml } from './finetune-report.js';
+
+/** Of the learning rate for pairs of answers: they move a model farther than its next tokens do. */
+const kPreferenceRate = 0.1;
 
 const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
 
@@ -42,10 +48,9 @@ Without --model and --data, the bundled model and text are used.
   --model PATH        Hugging Face folder: config.json, model.safetensors (or shards), tokenizer.json;
                       or a .gguf file
   --tokenizer PATH    folder with tokenizer.json, or .gguf file           [the model's own]
-  --data PATH         UTF-8 text file, or a folder of .txt files
-  --separator TEXT    what separates documents in a file; "\\n\\n" (a blank line) by default, "" for none
   --out DIR           adapter folder to write, for PEFT to load           [lowrank-adapter]
 
+${dataHelp}
 Adapter
   --adapter NAME      method (lora, dora, vera, ...; docs/adapters.md), or a file of one's own [lora];
                       several with commas between them are trained in turn and compared
@@ -71,7 +76,7 @@ Training
   --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
   --optimizer NAME    adamw, lora-plus, lion, ... (docs/training/optimizers.md), or a file of one's own [adamw]
-  --lr X              peak learning rate     [0.003, times what the method and the optimizer want]
+  --lr X              peak learning rate     [0.003, for dpo 0.0003, times what method and optimizer want]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
   --weight-decay X    decoupled                                           [0]
   --clip X            largest global norm of the gradient                 [1]
@@ -92,6 +97,8 @@ Run
   --no-compare        do not measure the same step in torch and TensorFlow.js, where installed
   --prompt TEXT       begin a sample with this; may be repeated           [two held-out beginnings]
   --sample-tokens N   length of a sample, 0 for none                      [60]
+  --export LIST       beside the adapter in OUT: merged (a model folder), gguf (a model for llama.cpp),
+                      lora-gguf (an adapter for it); with a format: gguf:q8_0,merged:nf4    [bf16]
   --report FILE       HTML report                                         [OUT/report.html]
   --no-report         write none
   --json              one JSON object on stdout, no progress
@@ -103,8 +110,7 @@ the same bits as if nothing had happened. The adapter appears under its name who
 const kOptions = {
   model: { type: 'string' },
   tokenizer: { type: 'string' },
-  data: { type: 'string' },
-  separator: { type: 'string' },
+  ...dataOptions,
   out: { type: 'string' },
   adapter: { type: 'string' },
   init: { type: 'string' },
@@ -141,6 +147,7 @@ const kOptions = {
   'no-compare': { type: 'boolean' },
   prompt: { type: 'string', multiple: true },
   'sample-tokens': { type: 'string' },
+  export: { type: 'string' },
   report: { type: 'string' },
   'no-report': { type: 'boolean' },
   json: { type: 'boolean' },
@@ -158,7 +165,10 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   if (others.length > 0) return compareMethods(parsed, adapters, optimizer);
   const options = readOptions(parsed, first, optimizer);
   if (parsed.flag('dry-run')) return dryRun(parsed, options);
+  if (parsed.text('show-data') !== undefined) return showData(parsed, options);
   const report = reportPath(parsed, options.out);
+  const exports = readExports(parsed);
+  requireExports(options, exports);
   const json = parsed.flag('json');
   const progress = new Progress(json);
   const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
@@ -166,6 +176,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   try {
     const result = await finetune(options, observe(progress, options), interrupts.signal);
     progress.close();
+    const exported = await writeExports(options, exports, progress, interrupts.signal);
     const settings = settingsOf(options, args, result.layouts);
     const facts = factsOf(options, result, (performance.now() - started) / 1000);
     if (report !== undefined) {
@@ -173,8 +184,13 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
       writeFileAtomic('finetune', report, [html]);
     }
     process.stdout.write(
-      json ? jsonText(machineReadable(facts, result, settings)) : summary(facts, result),
+      json
+        ? jsonText({ ...machineReadable(facts, result, settings), exported })
+        : summary(facts, result),
     );
+    for (const each of json ? [] : exported) {
+      process.stdout.write(`export   ${printable(each)}\n`);
+    }
     if (!json && report !== undefined) process.stdout.write(`\nreport   ${printable(report)}\n`);
     return exitCodes.ok;
   } catch (error) {
@@ -198,6 +214,17 @@ function dryRun(parsed: Arguments, options: FinetuneOptions): number {
   return plan.fits ? exitCodes.ok : exitCodeFor('ERR_OOM');
 }
 
+/** Shows what the model would see. */
+async function showData(parsed: Arguments, options: FinetuneOptions): Promise<number> {
+  const preview = await previewData(options, parsed.integer('show-data', 3, 1, 1_000_000));
+  if (parsed.flag('json')) process.stdout.write(jsonText(preview));
+  else {
+    for (const note of preview.notes) process.stderr.write(`note: ${visible(note)}\n`);
+    process.stdout.write(shownData(preview, process.stdout.isTTY === true));
+  }
+  return exitCodes.ok;
+}
+
 /** Trains with each method on the same data and shows loss against trained parameters and time. */
 async function compareMethods(
   parsed: Arguments,
@@ -205,6 +232,7 @@ async function compareMethods(
   optimizer: ChosenOptimizer,
 ): Promise<number> {
   const out = parsed.text('out') ?? 'lowrank-adapter';
+  const exports = readExports(parsed);
   const report = parsed.flag('no-report')
     ? undefined
     : (parsed.text('report') ?? path.join(out, 'methods.html'));
@@ -220,10 +248,12 @@ async function compareMethods(
       sampleTokens: 0,
     }));
     requireRuns(all);
+    for (const options of all) requireExports(options, exports);
     for (const [i, options] of all.entries()) {
       const { method, settings } = options.adapter;
       progress.line(`${i + 1} of ${all.length}: ${method.method}`);
       const result = await finetune(options, observe(progress, options), interrupts.signal);
+      await writeExports(options, exports, progress, interrupts.signal);
       runs.push({ method: method.method, settings, lr: options.train.lr, result });
     }
     progress.close();
@@ -264,7 +294,10 @@ function readOptions(
   { method, settings, file, start, startFile }: ChosenMethod,
   { optimizer, settings: optimizerSettings, file: optimizerFile }: ChosenOptimizer,
 ): FinetuneOptions {
-  const rate = 3e-3 * (method.definition.rate ?? 1) * (optimizer.rate ?? 1);
+  const data = readDataOptions(parsed);
+  const dpoBeta = readBeta(parsed, data);
+  const gentle = dpoBeta === undefined ? 1 : kPreferenceRate;
+  const rate = 3e-3 * gentle * (method.definition.rate ?? 1) * (optimizer.rate ?? 1);
   const most = 1_000_000_000;
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
@@ -280,10 +313,8 @@ function readOptions(
   return {
     model: parsed.text('model') ?? bundledModel(),
     ...(tokenizer === undefined ? {} : { tokenizer }),
-    data: parsed.text('data') ?? bundledText(),
+    ...data,
     out: parsed.text('out') ?? 'lowrank-adapter',
-    separator: (parsed.text('separator') ?? '\n\n').replaceAll('\\n', '\n'),
-    seqLen: parsed.integer('seq-len', 128, 2, 1_000_000),
     format: {
       format,
       ...(blocksize === undefined ? {} : { blocksize }),
@@ -312,6 +343,7 @@ function readOptions(
       recompute: parsed.flag('recompute'),
       optimizer,
       optimizerSettings,
+      ...(dpoBeta === undefined ? {} : { dpoBeta }),
     },
     ...(privacy === undefined ? {} : { privacy }),
     evalEvery: parsed.integer('eval-every', evalEvery, 0, most),

@@ -1,4 +1,4 @@
-/** `lowrank merge` and `lowrank aggregate`: LoRA adapters of one base model to one. */
+/** `lowrank merge` and `lowrank aggregate`: LoRA adapters of one base model to one, or an adapter into its model. */
 
 import { readAdapterFolder, writeAdapterFolder } from '../../adapters/peft/folder.js';
 import type { PeftFolder } from '../../adapters/peft/peft-tensors.js';
@@ -12,6 +12,7 @@ import { Arguments } from '../command/arguments.js';
 import { exitCodes } from '../command/exit-codes.js';
 import { requireNewFolder } from '../command/require-new-output.js';
 import { readSetting } from '../command/setting.js';
+import { isModelPath, mergeModelCommand, mergeModelHelp } from './merge-model-command.js';
 
 /** What the two commands differ in. */
 interface Kind {
@@ -56,7 +57,7 @@ Usage: lowrank merge ADAPTER... OUT --by RULE [options]
 ${kShared}
 Rules and their settings:
 ${listed(others)}
-`,
+${mergeModelHelp}`,
 };
 
 const aggregate: Kind = {
@@ -83,6 +84,8 @@ const kOptions = {
   set: { type: 'string', multiple: true },
   json: { type: 'boolean' },
 } as const;
+
+const kMergeOptions = { ...kOptions, format: { type: 'string' } } as const;
 
 /** Runs `lowrank merge`. */
 export const mergeCommand = (args: readonly string[]): Promise<number> => run(merge, args);
@@ -129,11 +132,17 @@ const modulesIn = ({ tensors }: PeftFolder): number =>
 async function run(kind: Kind, args: readonly string[]): Promise<number> {
   const { command } = kind;
   const names = 'one ADAPTER or more, and OUT';
-  const parsed = Arguments.parse(command, args, kOptions, { min: 2, max: 1000, names });
+  const options = kind === merge ? kMergeOptions : kOptions;
+  const parsed = Arguments.parse(command, args, options, { min: 2, max: 1000, names });
   if (parsed.flag('help')) {
     process.stdout.write(kind.help);
     return exitCodes.ok;
   }
+  if (kind === merge && isModelPath(parsed.positionals[0] as string)) {
+    return mergeModelCommand(parsed);
+  }
+  const format = parsed.text('format');
+  if (format !== undefined) throw parsed.refuse('format', 'left out for adapters alone', format);
   const sources = parsed.positionals.slice(0, -1);
   const target = parsed.positionals.at(-1) as string;
   const rule = await readRule(kind, parsed);

@@ -14,6 +14,7 @@ import { lockOutput } from '../../checkpoint/files/lock.js';
 import { openSafetensors, writeSafetensors } from '../../checkpoint/safetensors.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
+import { copyModelFiles } from '../command/model-folder.js';
 import { requireNewFolder, statOf } from '../command/require-new-output.js';
 import { quantizationFiles } from './quantization-config.js';
 import { kOp, type LayerQuantizer } from './quantize-layers.js';
@@ -86,7 +87,7 @@ async function quantizeShards(
         const index = { metadata: { total_size }, weight_map: weightMap };
         fs.writeFileSync(path.join(partial, kIndexFile), `${JSON.stringify(index, null, 2)}\n`);
       }
-      copyRest(source, partial);
+      copyModelFiles(source, partial);
       if (quantizer.reason() === undefined) {
         writeConfig(source, partial, settings, quantizer.left);
       } else copyConfig(source, partial);
@@ -146,15 +147,6 @@ function isMarker(file: string, marker: string): boolean {
 function identity(folder: string, name: string): object {
   const { size, mtimeMs } = statOf(kOp, path.join(folder, name));
   return { name, size, mtimeMs };
-}
-
-/** Copies the tokenizer and other small files; weights in other formats are not copied. */
-function copyRest(source: string, target: string): void {
-  for (const entry of fs.readdirSync(source, { withFileTypes: true })) {
-    const copied = entry.isFile() && /\.(json|txt|model|jinja|md)$/.test(entry.name);
-    if (!copied || entry.name === kIndexFile || entry.name === 'config.json') continue;
-    fs.copyFileSync(path.join(source, entry.name), path.join(target, entry.name));
-  }
 }
 
 function copyConfig(source: string, target: string): void {

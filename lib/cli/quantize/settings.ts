@@ -68,6 +68,18 @@ export function planarOptions(settings: QuantizeSettings): QuantizePlanarOptions
   };
 }
 
+/** Parts of names whose tensors stay as they are. */
+const kSkipped = ['lm_head', 'embed', 'norm'];
+
+/** The settings of a format alone, in a layout that model folders are read from. */
+export function defaultSettings(format: string): QuantizeSettings {
+  const own = format as QuantizeSettings['format'];
+  // openHfModel reads no layers in blockwise codes of 8 bits.
+  const known = (layout: LayoutName) => layout !== 'bitsandbytes' || own !== 'int8';
+  const layout = layoutsFor(own).find(known) as LayoutName;
+  return { format: own, layout, doubleQuant: false, skip: kSkipped };
+}
+
 /** @throws UsageError */
 export function readSettings(parsed: Arguments): QuantizeSettings {
   const format = parsed.choice('format', 'nf4', commandFormats);
@@ -85,7 +97,7 @@ export function readSettings(parsed: Arguments): QuantizeSettings {
   const doubleQuant = parsed.flag('double-quant');
   const zeroPoints = parsed.flag('zero-points') || undefined;
   const device = readDevice(parsed);
-  const skip = (parsed.text('skip') ?? 'lm_head,embed,norm').split(',').map((part) => part.trim());
+  const skip = (parsed.text('skip') ?? kSkipped.join()).split(',').map((part) => part.trim());
   const own = optionsOf(format, layout);
   const given = {
     blocksize: blocksize?.toString(),

@@ -5,10 +5,12 @@ import { full } from '../../core/full.js';
 import { scope } from '../../core/scope.js';
 import { Tensor } from '../../core/tensor.js';
 import type { Decoder } from '../../model/decoder.js';
+import { tokensOf } from '../../model/decoder-tokens.js';
 import type { LinearWeights } from '../../model/linear-weights.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 import { multiplyAdd } from '../../ops/elementwise.js';
 import { weightGrad } from '../../ops/weight-grad.js';
+import { learnedOf } from '../../text/sequences.js';
 import type { CalibrationData } from '../definition/calibration-data.js';
 import { InputSums } from './inputs.js';
 import { type LayerObserver, ObservingTape } from './observing-tape.js';
@@ -42,13 +44,14 @@ export async function observePasses(
   { observers, back, adapters = new Map(), onBatch = () => {}, begin }: ObservedPasses,
 ): Promise<void> {
   const { device } = decoder.weights;
-  for (const [i, { ids, targets }] of batches.entries()) {
+  for (const [i, batch] of batches.entries()) {
     await onBatch(i, batches.length);
     begin?.();
     scope(() => {
       const tape = new ObservingTape(observers, back);
       const call = { dtype, adapters };
-      const tokens = { ids, B: ids.length / T, T };
+      const { targets } = batch;
+      const tokens = tokensOf(batch, T, device);
       const { features, embedded } = decoder.forward(tape, tokens, {
         ...call,
         inputGradient: back,
@@ -56,7 +59,7 @@ export async function observePasses(
       if (!back) return;
       const { loss } = decoder.loss(tape, features, targets, {
         ...call,
-        scale: 1 / targets.length,
+        scale: 1 / Math.max(learnedOf(targets), 1),
       });
       const one = full(loss.shape, 1, { device });
       tape.gradients('calibrate', loss, one, [embedded], { release: true });

@@ -2,10 +2,12 @@ import { full } from '../../core/full.js';
 import { outsideScopes, scope } from '../../core/scope.js';
 import { Tensor } from '../../core/tensor.js';
 import type { Decoder } from '../../model/decoder.js';
+import { tokensOf } from '../../model/decoder-tokens.js';
 import { linearsOf } from '../../model/decoder-weights.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 import { multiplyAdd } from '../../ops/elementwise.js';
 import { weightGrad } from '../../ops/weight-grad.js';
+import { learnedOf } from '../../text/sequences.js';
 import type { CalibrationData } from '../definition/calibration-data.js';
 import type { OnBatch } from './calibrate.js';
 import { type LayerObserver, ObservingTape } from './observing-tape.js';
@@ -29,11 +31,12 @@ export async function fisherOf(
   );
   let count = 0;
   try {
-    for (const [i, { ids, targets }] of batches.entries()) {
+    for (const [i, { ids, targets, documents }] of batches.entries()) {
       await onBatch(i, batches.length);
       for (let at = 0; at < ids.length; at += T, count++) {
         const found = gradientsOf(decoder, linears, {
           ...{ ids: ids.slice(at, at + T), targets: targets.slice(at, at + T) },
+          ...(documents && { documents: documents.slice(at, at + T) }),
           dtype,
         });
         for (const [module, dw] of found) {
@@ -59,10 +62,11 @@ function gradientsOf(
   given: {
     readonly ids: Int32Array;
     readonly targets: Int32Array;
+    readonly documents?: Int32Array;
     readonly dtype: CalibrationData['dtype'];
   },
 ): ReadonlyMap<string, Tensor> {
-  const { ids, targets, dtype } = given;
+  const { targets, dtype } = given;
   return scope(() => {
     const found = new Map<string, Tensor>();
     const observers = new Map<BaseWeight, LayerObserver>(
@@ -78,9 +82,10 @@ function gradientsOf(
       ]),
     );
     const tape = new ObservingTape(observers, true);
-    const tokens = { ids, B: 1, T: ids.length };
+    const tokens = tokensOf(given, targets.length, decoder.weights.device);
     const { features, embedded } = decoder.forward(tape, tokens, { dtype, inputGradient: true });
-    const { loss } = decoder.loss(tape, features, targets, { dtype, scale: 1 / targets.length });
+    const scale = 1 / Math.max(learnedOf(targets), 1);
+    const { loss } = decoder.loss(tape, features, targets, { dtype, scale });
     const one = full(loss.shape, 1, { device: decoder.weights.device });
     tape.gradients('fisher', loss, one, [embedded], { release: true });
     return found;

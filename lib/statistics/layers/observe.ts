@@ -3,9 +3,10 @@
 import type { Adapter } from '../../adapters/definition/adapter.js';
 import { fail, wrongType } from '../../core/errors.js';
 import { scope } from '../../core/scope.js';
-import type { Tensor } from '../../core/tensor.js';
+import { Tensor } from '../../core/tensor.js';
 import { readNames, readOptions } from '../../core/validate.js';
 import type { Decoder } from '../../model/decoder.js';
+import { tokensOf } from '../../model/decoder-tokens.js';
 import { type LinearWeights, linearsOf } from '../../model/decoder-weights.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 import { multiplyAdd } from '../../ops/elementwise.js';
@@ -13,6 +14,7 @@ import { type OnBatch, observePasses } from '../../starts/calibration/calibrate.
 import { InputSums } from '../../starts/calibration/inputs.js';
 import type { LayerObserver } from '../../starts/calibration/observing-tape.js';
 import type { CalibrationData } from '../../starts/definition/calibration-data.js';
+import { exampleWeights } from '../../text/sequences.js';
 import { perExampleGradients } from '../per-example/gradients.js';
 import { InputMoments } from './moments.js';
 import { type LayerUpdate, outputSquares, updateSensitivity } from './update.js';
@@ -243,15 +245,18 @@ async function fisherOf(
 ): Promise<ReadonlyMap<string, Readonly<Record<string, Tensor>>>> {
   const sums = new Map<Tensor, Tensor>();
   let examples = 0;
-  for (const [i, { ids, targets }] of batches.entries()) {
+  const { device } = decoder.weights;
+  for (const [i, batch] of batches.entries()) {
     await onBatch(i, batches.length);
-    const B = ids.length / T;
+    const { targets } = batch;
+    const B = targets.length / T;
     examples += B;
     const own = scope(() => {
       const call = { adapters, dtype };
       const found = perExampleGradients((tape) => {
-        const { features } = decoder.forward(tape, { ids, B, T }, call);
-        const { loss } = decoder.loss(tape, features, targets, { ...call, scale: 1 / T });
+        const { features } = decoder.forward(tape, tokensOf(batch, T, device), call);
+        const held = Tensor.from(exampleWeights(targets, T), [targets.length], { device });
+        const { loss } = decoder.loss(tape, features, targets, { ...call, weights: held });
         return { loss, examples: B };
       });
       return found.squares();
