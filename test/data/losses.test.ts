@@ -156,6 +156,30 @@ describe('packed examples', () => {
     }
   });
 
+  it('count by sequence in a private step, each by the mean of its learned tokens', async () => {
+    const tiny = make(dataOf(units), {
+      ...{ batch: 2, accumulate: 1, clip: 0.5, privacy: { noise: 0.5 } },
+      adapter: { targets: ['v_proj', 'down_proj'] },
+    });
+    shake(tiny);
+    const { trainer } = tiny;
+    const set = trainer.data.train as PackedSet;
+    let taken = 0;
+    for (let step = 0; step < 4; step++) {
+      const means = trainer.sequencesOfStep(step).map((row) =>
+        oracleMean(
+          tiny,
+          set.unitsOf(row).map((unit) => set.units[unit] as DataUnit),
+        ),
+      );
+      taken += means.length;
+      const expected = add(means) / Math.max(means.length, 1);
+      const { loss } = await trainer.train();
+      expect(Math.abs(loss - expected)).toBeLessThan(2e-6);
+    }
+    expect(taken).toBeGreaterThan(3);
+  });
+
   it('have the loss of documents in rows of their own', async () => {
     const [together, apart] = [true, false].map((pack) => make(dataOf(units, pack))) as [
       TinyTrainer,
