@@ -448,6 +448,7 @@ export { type AdamwSettings, adamw } from './optim/elementwise/adamw.js';
 export { optimizerList } from './optim/optimizers.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
+export * from './rules/public.js';
 /** Every start of adapters that comes with the library, by name: docs/starts.md. */
 export * as starts from './starts/all.js';
 export type { CalibrationData, OnBatch } from './starts/calibration/calibrate.js';

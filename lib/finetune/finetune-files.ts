@@ -12,18 +12,16 @@ import { adaptersToPeft } from '../adapters/peft/peft.js';
 import type { PeftFolder } from '../adapters/peft/peft-tensors.js';
 import { fileError } from '../checkpoint/files/file-access.js';
 import { requireUnlocked } from '../checkpoint/files/lock.js';
-import { type PeftAdapterParts, writePeftAdapter } from '../checkpoint/peft/peft.js';
-import type { RawTensor } from '../checkpoint/raw-tensor.js';
+import { writePeftAdapter } from '../checkpoint/peft/peft.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
-import { scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
 import type { Device } from '../index.js';
 import type { BaseFormat } from '../model/base-format.js';
 import { readsOutputs } from '../model/expert-adapters.js';
-import { convertedFactors } from '../starts/parts/converted.js';
-import type { AdaptedLayer, AdapterConfig, AdapterSet } from '../train/adapter-set.js';
+import type { RuleEngine } from '../rules/run/rule-engine.js';
+import type { AdapterConfig, AdapterSet } from '../train/adapter-set.js';
 import type { TrainOptions } from '../train/model-trainer.js';
+import { type LoraModule, loraModule } from './lora-modules.js';
 
 const kOp = 'finetune';
 
@@ -50,6 +48,8 @@ export interface FinetuneOptions {
   readonly initBatches?: number;
   /** The file of the optimiser in `train`, if it is not part of the library. */
   readonly optimizerFile?: string;
+  /** The files of rules in `train` that are not part of the library, by their names. */
+  readonly ruleFiles?: Readonly<Record<string, string>>;
   readonly train: TrainOptions;
   /** Steps between evaluations on the held-out text; 0 evaluates only before and after. */
   readonly evalEvery: number;
@@ -122,9 +122,14 @@ export async function requireWritable(adapters: AdapterSet): Promise<readonly st
 
 /**
  * Writes the adapter folder atomically, in PEFT's layout.
+ * @param rules of the run: what they merged into the base is in the folder, and the ranks that they removed are not
  * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
  */
-export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): Promise<void> {
+export async function writeAdapter(
+  options: FinetuneOptions,
+  adapters: AdapterSet,
+  rules?: RuleEngine,
+): Promise<void> {
   const { config, layers, targets, byModule } = adapters;
   if (config.method.method !== 'lora') {
     const { method, definition } = config.method;
@@ -147,7 +152,9 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
   const { rslora, dropout, loraBias } = settings as unknown as AlphaConfig & {
     readonly loraBias: boolean;
   };
-  const modules = layers.map((layer) => loraModule(adapters, layer, loraBias));
+  const modules = layers.map((layer) =>
+    loraModule(adapters, layer, loraBias, rules?.merges.factors.get(layer.place.module)),
+  );
   const [first] = modules as [LoraModule, ...LoraModule[]];
   const others = modules.filter(({ r }) => r !== first.r);
   writePeftAdapter(options.out, {
@@ -165,40 +172,6 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
       initLoraWeights: config.start?.start.peft ?? true,
     },
     modules,
-  });
-}
-
-/** A LoRA layer as PEFT stores it, with its rank and its alpha. */
-type LoraModule = PeftAdapterParts['modules'][number] & {
-  readonly r: number;
-  readonly loraAlpha: number;
-};
-
-/** Over a base that its start replaced, an adapter is stored as LoRA of twice the rank over the original weight. */
-function loraModule(
-  { startFactors }: AdapterSet,
-  { place: { module }, adapter }: AdaptedLayer,
-  biased: boolean,
-): LoraModule {
-  const raw = (tensor: Tensor): RawTensor => ({
-    dtype: 'F32',
-    shape: tensor.shape,
-    data: tensor.readSync(),
-  });
-  const { loraA, loraB, loraBias } = adapter.parameters as Readonly<Record<string, Tensor>>;
-  const { r, loraAlpha, rslora } = adapter.config as unknown as AlphaConfig;
-  const bias = biased ? { loraBias: raw(loraBias as Tensor) } : {};
-  const trained = { loraA: loraA as Tensor, loraB: loraB as Tensor };
-  const start = startFactors.get(module) as typeof trained | undefined;
-  if (start === undefined) {
-    const factors = { loraA: raw(trained.loraA), loraB: raw(trained.loraB) };
-    return { module, ...factors, ...bias, r, loraAlpha };
-  }
-  return scope(() => {
-    const wide = convertedFactors(trained, start);
-    const factors = { loraA: raw(wide.loraA), loraB: raw(wide.loraB) };
-    const grown = rslora ? Math.SQRT2 : 2;
-    return { module, ...factors, ...bias, r: 2 * r, loraAlpha: grown * loraAlpha };
   });
 }
 

@@ -19,6 +19,7 @@ import type { DecoderPlaces } from '../model/decoder-tensors.js';
 import { type BaseMemory, DecoderWeights } from '../model/decoder-weights.js';
 import { generate } from '../model/generate.js';
 import { openModel } from '../model/gguf/open-model.js';
+import { LinearSource } from '../model/linear-source.js';
 import type { ModelFiles } from '../model/model-files.js';
 import { needsData, type Starter } from '../starts/starter.js';
 import { packText, readText, type TextData } from '../text/text-data.js';
@@ -36,6 +37,7 @@ import {
 } from './finetune-files.js';
 import { requireMemory } from './plan.js';
 import { identityOf } from './run-identity.js';
+import { requireRunRules } from './run-rules.js';
 import { type LossHistory, restoreRunState } from './run-state.js';
 import { calibrationOf, starterOf } from './start.js';
 import { StateFile } from './state-file.js';
@@ -121,6 +123,7 @@ export function requireRuns(runs: readonly FinetuneOptions[]): void {
     const { model, adapter, device = defaultDevice() } = options;
     requireFitting(adapter, places.get(model) as DecoderPlaces, device);
     starterOf(openModel(model), options, device);
+    requireRunRules(openModel(model), options);
   }
   for (const { out } of runs) requireUsableOut(out);
 }
@@ -175,6 +178,7 @@ class FinetuneRun {
     const device = options.device ?? defaultDevice();
     const parameters = requireFitting(options.adapter, model.places, device);
     requireMemory(model, options, parameters);
+    requireRunRules(model, options);
     const starter = starterOf(model, options, device);
     this.starter = starter;
     const pause = () => this.pause();
@@ -190,7 +194,8 @@ class FinetuneRun {
     const adapters = new AdapterSet(decoder, options.adapter, options.train.seed, started);
     this.adapters = adapters;
     for (const text of await requireWritable(adapters)) observer.warning?.(text);
-    const trainer = new ModelTrainer(decoder, adapters, data, options.train);
+    const files = new LinearSource(model, options.format, device);
+    const trainer = new ModelTrainer(decoder, adapters, data, options.train, files);
     this.trainer = trainer;
     const identity = identityOf(options, {
       config: model.decoder,
@@ -218,7 +223,7 @@ class FinetuneRun {
     observer.phase?.('writing');
     trainer.trainer.showEvaluated();
     try {
-      await writeAdapter(options, trainer.adapters);
+      await writeAdapter(options, trainer.adapters, trainer.rules);
     } catch (error) {
       throw state.rescue(error);
     }
@@ -230,7 +235,8 @@ class FinetuneRun {
     observer.phase?.('sampling');
     const after = await this.samples(trainer, tokenizer, prompts, true);
     const { method, settings } = options.adapter;
-    const plain = method.method === 'lora' && settings.loraBias !== true && starter === undefined;
+    const own = starter === undefined && trainer.rules === undefined;
+    const plain = method.method === 'lora' && settings.loraBias !== true && own;
     const comparison = options.compare && plain ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
     return {
@@ -324,6 +330,7 @@ class FinetuneRun {
         observer.warning?.(`steps run without a graph: ${uncaptured}`);
       }
       history.train.push(result.loss);
+      state.fit();
       observer.step?.(result, history.heldOut[history.heldOut.length - 1]?.loss);
       const due = (every: number) => every > 0 && trainer.step % every === 0;
       if (due(options.evalEvery) && trainer.step < total) {
@@ -331,6 +338,7 @@ class FinetuneRun {
       }
       if (due(options.saveEvery) && trainer.step < total) save();
     }
+    trainer.finish();
     const last = history.heldOut[history.heldOut.length - 1];
     if (last?.step !== trainer.step) await this.evaluate(trainer, history, save);
     return { seconds: milliseconds / 1000, steps };

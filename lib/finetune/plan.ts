@@ -9,6 +9,7 @@ import { requireFitting } from '../train/adapter-set.js';
 import { fittingChange, memoryOfRun, type RunMemory, type RunSize } from '../train/memory.js';
 import type { FinetuneOptions } from './finetune-files.js';
 import { requireLength } from './finetune-files.js';
+import { requireRunRules } from './run-rules.js';
 import { starterOf } from './start.js';
 
 const kOp = 'finetune';
@@ -46,6 +47,7 @@ export function planRun(options: FinetuneOptions): RunPlan {
   const device = options.device ?? defaultDevice();
   const parameters = requireFitting(options.adapter, model.places, device);
   starterOf(model, options, device);
+  requireRunRules(model, options);
   return planOf(model, options, parameters);
 }
 

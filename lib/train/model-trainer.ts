@@ -12,9 +12,14 @@ import { hash32, permutation } from '../core/random.js';
 import { outsideScopes, scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import type { Decoder } from '../model/decoder.js';
+import type { LinearSource } from '../model/linear-source.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { Indices } from '../ops/model/indices.js';
 import type { AnyOptimizer } from '../optim/definition/definition.js';
+import type { StoredState } from '../optim/run/optimizer-run.js';
+import type { ChosenRule } from '../rules/definition/definition.js';
+import type { RulePass } from '../rules/definition/run.js';
+import { RuleEngine } from '../rules/run/rule-engine.js';
 import type { SequenceSet, TextData } from '../text/text-data.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
@@ -40,6 +45,8 @@ export interface TrainOptions {
   readonly optimizer?: AnyOptimizer;
   /** Settings of the optimiser that differ from its defaults. */
   readonly optimizerSettings?: Readonly<Record<string, unknown>>;
+  /** Rules of training; their hooks are called in this order. */
+  readonly rules?: readonly ChosenRule[];
   /** Of the activations. */
   readonly dtype: DType;
   /** Do blocks run again in the backward pass? */
@@ -74,20 +81,27 @@ interface CapturedSteps {
   readonly training: CapturedTraining;
 }
 
+/** All sequences. */
+const kWhole: RulePass = { part: 0, parts: 1 };
+
 export class ModelTrainer implements Disposable {
   readonly trainer: Trainer;
+  /** The rules of the run, if it has any. */
+  readonly rules: RuleEngine | undefined;
   #captured: CapturedSteps | undefined;
   #notCaptured: string | undefined;
-  #epoch = -1;
+  #epoch = '';
   #order: Uint32Array = new Uint32Array();
 
+  /** @param source where the base can be read from, for rules that merge into it */
   constructor(
     readonly decoder: Decoder,
     readonly adapters: AdapterSet,
     readonly data: TextData,
     readonly options: TrainOptions,
+    source?: LinearSource,
   ) {
-    const { weightDecay, clip, seed, optimizer, optimizerSettings } = options;
+    const { weightDecay, clip, seed, optimizer, optimizerSettings, rules = [] } = options;
     this.trainer = new Trainer(adapters.parameters, {
       weightDecay,
       clip,
@@ -104,6 +118,16 @@ export class ModelTrainer implements Disposable {
     } else if (this.trainer.optimizer.capturable !== true) {
       this.#notCaptured = `the optimizer ${this.trainer.optimizer.optimizer} runs on the host`;
     }
+    if (rules.length === 0) return;
+    const { steps, warmup } = options;
+    const host = {
+      ...{ decoder, adapters, trainer: this.trainer, source, sizes: { steps, warmup }, seed, clip },
+      rehearse: (pass: RulePass) => this.#rehearse(pass),
+      baseChanged: () => this.#freeCaptured(),
+    };
+    this.rules = new RuleEngine(host, rules);
+    this.trainer.edits = this.rules;
+    this.#notCaptured ??= this.rules.notCaptured;
   }
 
   /** Why the steps are not replays of a graph; undefined if they are, or will be after the first ones. */
@@ -124,7 +148,10 @@ export class ModelTrainer implements Disposable {
     const { steps, accumulate, batch, lr, warmup } = this.options;
     this.adapters.refresh();
     const constant = this.trainer.optimizer.schedule === 'constant';
-    const rate = learningRate(this.step, lr, warmup, steps, constant);
+    const schedule = (at: number, warm = warmup, length = steps) =>
+      learningRate(at, lr, warm, length, constant);
+    const rate = this.rules?.rate(schedule) ?? schedule(this.step);
+    this.rules?.before();
     const queued = this.#queue(rate);
     const { loss, gradientNorm } = await queued.read();
     const number = Number.isFinite(loss) ? gradientNorm : loss;
@@ -135,6 +162,7 @@ export class ModelTrainer implements Disposable {
         'Lower the learning rate (--lr)';
       throw new LowrankError('ERR_NON_FINITE', text, { op: 'finetune' });
     }
+    this.rules?.after(gradientNorm);
     const tokens = accumulate * batch * this.data.train.T;
     return { step: this.step, loss, gradientNorm, lr: rate, tokens };
   }
@@ -195,13 +223,30 @@ export class ModelTrainer implements Disposable {
     });
   }
 
-  /** The passes of the next step. */
-  passes(): readonly TrainPass[] {
-    const { accumulate } = this.options;
-    return Array.from({ length: accumulate }, (_, pass): TrainPass => {
-      const batch = this.#batchOf(pass);
-      return (tape, place) => this.#pass(tape, batch, place);
+  /** Loss and gradients of a step on a part of the sequences. */
+  #rehearse(part: RulePass) {
+    return scope(() => {
+      this.adapters.refresh();
+      const { loss, gradients } = this.trainer.rehearse(this.passes(part));
+      return {
+        loss: loss.readSync()[0] as number,
+        gradients: gradients.map((gradient) => gradient?.readSync()),
+      };
     });
+  }
+
+  /** Called once after the last step, before the last evaluation. */
+  finish(): void {
+    this.rules?.finish();
+  }
+
+  /** The passes of the next step, or of one on a part of the sequences. */
+  passes(part?: RulePass): readonly TrainPass[] {
+    return this.nextBatches(part).map(
+      (batch): TrainPass =>
+        (tape, place) =>
+          this.#pass(tape, batch, place),
+    );
   }
 
   #pass(
@@ -243,35 +288,52 @@ export class ModelTrainer implements Disposable {
   /** Indices of the sequences that a step trains on, over all its passes. */
   sequencesOfStep(step: number): number[] {
     const { accumulate } = this.options;
-    return Array.from({ length: accumulate }, (_, pass) =>
-      Array.from(this.#indices(step * accumulate + pass)),
-    ).flat();
+    return Array.from({ length: accumulate }, (_, pass) => this.#indices(step, pass)).flat();
   }
 
   /** Ids and targets of the next step, one batch per pass. */
-  nextBatches(): Batch[] {
-    return Array.from({ length: this.options.accumulate }, (_, pass) => this.#batchOf(pass));
+  nextBatches(part?: RulePass): Batch[] {
+    return Array.from({ length: this.options.accumulate }, (_, pass) =>
+      this.data.train.batch(this.#indices(this.step, pass, part)),
+    );
   }
 
-  #batchOf(pass: number): Batch {
-    return this.data.train.batch(this.#indices(this.step * this.options.accumulate + pass));
-  }
-
-  /** Sequences of a pass: each epoch is a permutation, determined by the seed and its number. */
-  #indices(pass: number): Uint32Array {
-    const { batch, seed } = this.options;
-    const { count } = this.data.train;
-    const indices = new Uint32Array(batch);
-    for (let i = 0; i < batch; i++) {
-      const at = pass * batch + i;
+  /**
+   * Sequences of a pass: each epoch is a permutation, determined by the seed and its number. A part of the sequences has
+   * epochs of its own.
+   */
+  #indices(step: number, pass: number, wanted?: RulePass): number[] {
+    const { batch, seed, accumulate } = this.options;
+    const { part, parts, index = step } = wanted ?? this.rules?.passOf(step) ?? kWhole;
+    const count = Math.ceil((this.data.train.count - part) / parts);
+    const names = parts === 1 ? [] : ['part', part, parts];
+    return Array.from({ length: batch }, (_, i) => {
+      const at = (index * accumulate + pass) * batch + i;
       const epoch = Math.floor(at / count);
-      if (epoch !== this.#epoch) {
-        this.#epoch = epoch;
-        this.#order = permutation(count, seed, 'epoch', epoch);
+      const key = [epoch, ...names].join(' ');
+      if (key !== this.#epoch) {
+        this.#epoch = key;
+        this.#order = permutation(count, seed, 'epoch', epoch, ...names);
       }
-      indices[i] = this.#order[at % count] as number;
-    }
-    return indices;
+      return part + parts * (this.#order[at % count] as number);
+    });
+  }
+
+  /** What a checkpoint has. */
+  get stored(): readonly StoredState[] {
+    return this.storedOf(this.rules?.merges.counts ?? []);
+  }
+
+  /** What a checkpoint has, or had before it was written. @param merged how often each layer was merged */
+  storedOf(merged: readonly number[]): readonly StoredState[] {
+    return [...this.trainer.stored, ...(this.rules?.storedOf(merged) ?? [])];
+  }
+
+  /** Goes on after this number of steps; the caller has written {@link storedOf}. */
+  resumeAt(steps: number, optimizerOrigin: number): void {
+    this.trainer.resumeAt(steps);
+    this.trainer.optimizerOrigin = optimizerOrigin;
+    this.rules?.restore();
   }
 
   /**

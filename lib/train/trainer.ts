@@ -18,6 +18,7 @@ import { OptimizerRun, type StoredState } from '../optim/run/optimizer-run.js';
 import { CapturedTraining, type CaptureStepOptions } from './captured-training.js';
 import {
   freeStep,
+  type GradientEdits,
   readBoth,
   type StepInputs,
   type StepNumbers,
@@ -84,6 +85,10 @@ export class Trainer implements Disposable {
   readonly #clip: number | undefined;
   readonly #seed: number;
   #steps = 0;
+  /** The steps that were finished when the optimiser was started anew. */
+  #origin = 0;
+  /** @internal */
+  edits: GradientEdits | undefined;
   /** The trained values, while the parameters hold those that are evaluated. */
   #trained: readonly Float32Array[] | undefined;
 
@@ -158,7 +163,7 @@ export class Trainer implements Disposable {
    */
   showEvaluated(): void {
     if (this.#trained !== undefined) return;
-    const shown = this.#optimizer.evaluated(this.#steps);
+    const shown = this.#optimizer.evaluated(this.#steps - this.#origin);
     if (shown === undefined) return;
     this.#trained = this.#entries.map(({ parameter }) => parameter.tensor.readSync());
     for (const [i, { parameter }] of this.#entries.entries()) {
@@ -182,6 +187,24 @@ export class Trainer implements Disposable {
    */
   resumeAt(steps: number): void {
     this.#steps = checkInteger('Trainer.resumeAt', 'steps', steps, 0, Number.MAX_SAFE_INTEGER);
+  }
+
+  /**
+   * Starts the optimiser anew: its states become 0, and it counts its steps from 1 again.
+   * @throws ERR_DISPOSED
+   */
+  restartOptimizer(): void {
+    this.#optimizer.restart();
+    this.#origin = this.#steps;
+  }
+
+  /** @internal The number of finished steps when the optimiser was last started; a checkpoint has it. */
+  get optimizerOrigin(): number {
+    return this.#origin;
+  }
+
+  set optimizerOrigin(steps: number) {
+    this.#origin = steps;
   }
 
   /**
@@ -233,7 +256,7 @@ export class Trainer implements Disposable {
         device: (this.#entries[0] as Entry).parameter.tensor.device,
         now: (lr) => ({
           lr: lr === undefined ? this.#lr : notNegative('CapturedTraining.step', 'lr', lr),
-          steps: this.#steps,
+          steps: this.#steps - this.#origin,
           seeds: Array.from({ length: count }, (_, pass) => this.#seedOf(pass)),
         }),
         run: (lr) => this.step(passes, { lr }),
@@ -256,7 +279,9 @@ export class Trainer implements Disposable {
     inputs: StepInputs | undefined,
   ): StepNumbers {
     return scope(() => {
-      const { gradients, loss } = this.#backward(op, passes, inputs);
+      const made = this.#backward(op, passes, inputs, this.edits);
+      const { loss } = made;
+      const gradients = this.edits?.edit(made.gradients) ?? made.gradients;
       const gradientNorm = normOf(
         gradients.filter((gradient) => gradient !== undefined),
         loss,
@@ -266,7 +291,7 @@ export class Trainer implements Disposable {
         norm: gradientNorm,
         maxNorm: this.#clip,
         lr,
-        step: this.#steps + 1,
+        step: this.#steps - this.#origin + 1,
         captured: inputs,
       });
       return { loss, gradientNorm };
@@ -284,16 +309,24 @@ export class Trainer implements Disposable {
     return scope(() => this.#backward('Trainer.rehearse', passes));
   }
 
-  #backward(op: string, passes: TrainPass | readonly TrainPass[], inputs?: StepInputs) {
+  #backward(
+    op: string,
+    passes: TrainPass | readonly TrainPass[],
+    inputs?: StepInputs,
+    edits?: GradientEdits,
+  ) {
     const all = Array.isArray(passes) ? passes : [passes];
     if (all.length === 0) fail('ERR_VALUE', op, 'passes', 'at least one', 'none');
     // The tree depends on the number of passes only, so the bits do too.
     const sum = new TreeSum<readonly (Tensor | undefined)[]>((a, b) =>
       a.map((part, i) => addUp([part, b[i]])),
     );
+    const fixed = this.#entries.map(
+      (_, i) => this.#optimizer.isFrozen(i) || edits?.trains(i) === false,
+    );
     for (const [i, pass] of all.entries()) {
       if (typeof pass !== 'function') throw wrongType(op, 'passes', 'functions', pass);
-      sum.add(scope(() => this.#pass(op, pass, i, inputs?.seeds[i])));
+      sum.add(scope(() => this.#pass(op, pass, i, fixed, inputs?.seeds[i])));
     }
     const [loss, ...gradients] = sum.total() as readonly [Tensor, ...(Tensor | undefined)[]];
     return { loss, gradients };
@@ -304,6 +337,7 @@ export class Trainer implements Disposable {
     op: string,
     pass: TrainPass,
     index: number,
+    fixed: readonly boolean[],
     drawn: DeviceSeed | undefined,
   ): readonly (Tensor | undefined)[] {
     const seed = this.#seedOf(index);
@@ -314,7 +348,7 @@ export class Trainer implements Disposable {
     if (size !== 1)
       fail('ERR_SHAPE', op, 'the loss of a pass', '[1]', `[${loss.shape.join(', ')}]`);
     const values = this.#entries.map(({ views }, i) =>
-      this.#optimizer.isFrozen(i) ? [] : views.flatMap((view) => tape.variables.get(view) ?? []),
+      fixed[i] === true ? [] : views.flatMap((view) => tape.variables.get(view) ?? []),
     );
     const one = full(loss.shape, 1, { device });
     const found = [...tape.gradients(op, loss, one, values.flat(), { release: true })];
@@ -326,7 +360,7 @@ export class Trainer implements Disposable {
     for (const [tensor, more] of added) {
       const i = at.get(tensor);
       if (i === undefined) fail('ERR_VALUE', op, 'added', 'by trained tensors', 'another tensor');
-      if (!this.#optimizer.isFrozen(i)) gradients[i] = addUp([gradients[i], more]);
+      if (fixed[i] !== true) gradients[i] = addUp([gradients[i], more]);
     }
     return [loss.tensor.reshape([1]), ...gradients];
   }

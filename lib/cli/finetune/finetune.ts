@@ -31,6 +31,13 @@ import { factsOf, machineReadable, planFacts, settingsOf, summary } from './fine
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
 import type { ChosenOptimizer } from './finetune-optimizer.js';
 import { reportHtml } from './finetune-report.js';
+import type { ChosenRules } from './finetune-rules.js';
+
+/** What a run has beside its adapters. */
+interface Around {
+  readonly optimizer: ChosenOptimizer;
+  readonly rules: ChosenRules;
+}
 
 const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
 
@@ -55,7 +62,7 @@ Adapter
   --init NAME         where the adapters begin (pissa, loftq, eva, qera, ...; docs/starts.md), or a file
                       of one's own                                        [the method's own start]
   --init-batches N    passes over the text that a start from inputs or gradients sees       [8]
-  --set NAME=VALUE    another setting of the method, of --init or the optimizer; may be repeated
+  --set NAME=VALUE    another setting of the method, --init, --optimizer or --rule; may be repeated
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
@@ -70,6 +77,8 @@ Training
   --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
   --optimizer NAME    adamw, lora-plus, lion, ... (docs/optimizers.md), or a file of one's own [adamw]
+  --rule NAME         what happens around the steps (relora, adalora, ...; docs/rules.md), or a file of
+                      one's own; several with commas between them
   --lr X              peak learning rate     [0.003, times what the method and the optimizer want]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
   --weight-decay X    decoupled                                           [0]
@@ -115,6 +124,7 @@ const kOptions = {
   'double-quant': { type: 'boolean' },
   steps: { type: 'string' },
   optimizer: { type: 'string' },
+  rule: { type: 'string' },
   'seq-len': { type: 'string' },
   batch: { type: 'string' },
   accumulate: { type: 'string' },
@@ -145,10 +155,10 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const { adapters, optimizer } = await readAdapters(parsed);
+  const { adapters, ...around } = await readAdapters(parsed);
   const [first, ...others] = adapters;
-  if (others.length > 0) return compareMethods(parsed, adapters, optimizer);
-  const options = readOptions(parsed, first, optimizer);
+  if (others.length > 0) return compareMethods(parsed, adapters, around);
+  const options = readOptions(parsed, first, around);
   if (parsed.flag('dry-run')) return dryRun(parsed, options);
   const report = reportPath(parsed, options.out);
   const json = parsed.flag('json');
@@ -194,7 +204,7 @@ function dryRun(parsed: Arguments, options: FinetuneOptions): number {
 async function compareMethods(
   parsed: Arguments,
   chosen: readonly ChosenMethod[],
-  optimizer: ChosenOptimizer,
+  around: Around,
 ): Promise<number> {
   const out = parsed.text('out') ?? 'lowrank-adapter';
   const report = parsed.flag('no-report')
@@ -206,7 +216,7 @@ async function compareMethods(
   const runs: MethodRun[] = [];
   try {
     const all = chosen.map((method) => ({
-      ...readOptions(parsed, method, optimizer),
+      ...readOptions(parsed, method, around),
       out: path.join(out, method.method.method),
       compare: false,
       sampleTokens: 0,
@@ -254,8 +264,9 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
 function readOptions(
   parsed: Arguments,
   { method, settings, file, start, startFile }: ChosenMethod,
-  { optimizer, settings: optimizerSettings, file: optimizerFile }: ChosenOptimizer,
+  { optimizer: chosenOptimizer, rules: { rules, files: ruleFiles } }: Around,
 ): FinetuneOptions {
+  const { optimizer, settings: optimizerSettings, file: optimizerFile } = chosenOptimizer;
   const rate = 3e-3 * (method.definition.rate ?? 1) * (optimizer.rate ?? 1);
   const most = 1_000_000_000;
   const positive = (value: number) => value > 0;
@@ -290,6 +301,7 @@ function readOptions(
     ...(startFile === undefined ? {} : { initFile: startFile }),
     ...(file === undefined ? {} : { adapterFile: file }),
     ...(optimizerFile === undefined ? {} : { optimizerFile }),
+    ruleFiles,
     train: {
       steps,
       batch: parsed.integer('batch', 4, 1, 65_536),
@@ -303,6 +315,7 @@ function readOptions(
       recompute: parsed.flag('recompute'),
       optimizer,
       optimizerSettings,
+      rules,
     },
     evalEvery: parsed.integer('eval-every', evalEvery, 0, most),
     saveEvery: parsed.integer('save-every', 100, 0, most),

@@ -1,0 +1,3 @@
+/** Every rule of training that comes with the library. */
+
+export { relora } from './methods/relora.js';
