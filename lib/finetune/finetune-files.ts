@@ -21,6 +21,7 @@ import { readsOutputs } from '../model/expert-adapters.js';
 import type { RuleEngine } from '../rules/run/rule-engine.js';
 import type { AdapterConfig, AdapterSet } from '../train/adapter-set.js';
 import type { TrainOptions } from '../train/model-trainer.js';
+import { type WrittenAdapters, withKeptRanks } from './kept-ranks.js';
 import { type LoraModule, loraModule } from './lora-modules.js';
 
 const kOp = 'finetune';
@@ -130,7 +131,21 @@ export async function writeAdapter(
   adapters: AdapterSet,
   rules?: RuleEngine,
 ): Promise<void> {
-  const { config, layers, targets, byModule } = adapters;
+  const kept = withKeptRanks(adapters, rules?.kept ?? new Map());
+  try {
+    await writeKept(options, adapters, kept, rules);
+  } finally {
+    for (const adapter of kept.made) adapter.dispose();
+  }
+}
+
+async function writeKept(
+  options: FinetuneOptions,
+  adapters: AdapterSet,
+  { layers, byModule }: WrittenAdapters,
+  rules: RuleEngine | undefined,
+): Promise<void> {
+  const { config, targets } = adapters;
   if (config.method.method !== 'lora') {
     const { method, definition } = config.method;
     await writeAdapterFolder(options.out, byModule, {

@@ -56,7 +56,7 @@ export function loraModule(
     ...(start === undefined ? [] : [factorsOf(start, -1)]),
     ...merged.map(({ a, b }) => ({ a, b, sign: 1 as const })),
   ];
-  const stacked = stackedFactors(parts, { r: config.r, N, K });
+  const stacked = stackedFactors(parts, { N, K });
   const { a, b, r } =
     stacked.r > Math.min(N, K) && parts.length > 1 ? reduced(stacked, N, K) : stacked;
   const scaling = scalingOf(config);

@@ -24,6 +24,7 @@ const GROUPS = {
   merging: 23,
   inits: 20,
   linalg: 7,
+  adalora: 2,
   'formats/fp8': 10,
   'formats/mx': 11,
   'formats/nvfp4': 5,

@@ -24,6 +24,10 @@ interface Short extends RuledOptions {
 
 /** Settings with which all that a rule does happens in a run of six steps, before and after the third. */
 const SHORT: Readonly<Record<string, Short>> = {
+  adalora: {
+    ...{ method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
+    rule: { target: 2, initial: 1, final: 1, every: 2 },
+  },
   relora: { rule: { every: 2, rewarm: 1 } },
 };
 

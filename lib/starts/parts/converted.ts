@@ -15,20 +15,22 @@ export interface SignedFactors {
   readonly sign: 1 | -1;
 }
 
-/** The sum of updates of one rank as factors of the sum of the ranks: `[a₀; a₁; ...]` and `[b₀ | b₁ | ...]`, with the signs. */
+/** The sum of updates as factors of the sum of their ranks: `[a₀; a₁; ...]` and `[b₀ | b₁ | ...]`, with the signs. */
 export function stackedFactors(
   parts: readonly SignedFactors[],
-  { r, N, K }: { readonly r: number; readonly N: number; readonly K: number },
+  { N, K }: { readonly N: number; readonly K: number },
 ): { readonly a: Float32Array; readonly b: Float32Array; readonly r: number } {
-  const rows = parts.length * r;
+  const rows = parts.reduce((sum, { a }) => sum + a.length / K, 0);
   const a = new Float32Array(rows * K);
   const b = new Float32Array(N * rows);
-  for (const [i, part] of parts.entries()) {
-    a.set(part.a, i * r * K);
+  let at = 0;
+  for (const part of parts) {
+    const r = part.a.length / K;
+    a.set(part.a, at * K);
     for (let n = 0; n < N; n++) {
-      for (let j = 0; j < r; j++)
-        b[n * rows + i * r + j] = part.sign * (part.b[n * r + j] as number);
+      for (let j = 0; j < r; j++) b[n * rows + at + j] = part.sign * (part.b[n * r + j] as number);
     }
+    at += r;
   }
   return { a, b, r: rows };
 }
@@ -41,14 +43,14 @@ export function stackedFactors(
  */
 export function convertedFactors(trained: Factors, start: Factors): Factors {
   const { device } = trained.loraA;
-  const [r = 0, K = 0] = trained.loraA.shape;
+  const [, K = 0] = trained.loraA.shape;
   const [N = 0] = trained.loraB.shape;
   const signed = ({ loraA, loraB }: Factors, sign: 1 | -1): SignedFactors => ({
     a: loraA.readSync(),
     b: loraB.readSync(),
     sign,
   });
-  const wide = stackedFactors([signed(trained, 1), signed(start, -1)], { r, N, K });
+  const wide = stackedFactors([signed(trained, 1), signed(start, -1)], { N, K });
   return {
     loraA: Tensor.from(wide.a, [wide.r, K], { device }),
     loraB: Tensor.from(wide.b, [N, wide.r], { device }),
