@@ -28,6 +28,8 @@ const SHORT: Readonly<Record<string, Short>> = {
     ...{ method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
     rule: { target: 2, initial: 1, final: 1, every: 2 },
   },
+  cola: { rule: { links: 3 } },
+  'periodic-lora': { rule: { every: 2, momentum: 0.25 } },
   relora: { rule: { every: 2, rewarm: 1 } },
 };
 
