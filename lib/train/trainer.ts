@@ -191,11 +191,12 @@ export class Trainer implements Disposable {
 
   /**
    * Starts the optimiser anew: its states become 0, and it counts its steps from 1 again.
+   * @param steps counts from here on instead
    * @throws ERR_DISPOSED
    */
-  restartOptimizer(): void {
+  restartOptimizer(steps = 0): void {
     this.#optimizer.restart();
-    this.#origin = this.#steps;
+    this.#origin = this.#steps - steps;
   }
 
   /** @internal The number of finished steps when the optimiser was last started; a checkpoint has it. */

@@ -90,7 +90,7 @@ export function mockRun(rule: AnyRule, options: MockOptions): MockRun {
     settings: { ...rule.defaults, ...options.settings },
     ...{ step: 0, steps: options.steps ?? 100, seed: 1, lr: options.lr ?? 1e-3 },
     ...{ layers, parameters, kept, merged, restarts: 0, state: {} },
-    optimizer: { name: 'adamw', restart: () => made.restarts++ },
+    optimizer: { name: 'adamw', steps: 0, restart: () => made.restarts++ },
     seedOf: (...parts) => parts.reduce<number>((sum, part) => sum * 31 + Number(part || 1), 7),
     lossOf: options.lossOf ?? (() => 0),
     gradientsOf: options.gradientsOf ?? (() => new Map()),

@@ -39,13 +39,13 @@ export interface RuleDefinition<S extends object> {
   before?(run: RuleRun<S>): void;
   /** Is the parameter trained in this step? It has no gradient otherwise. Default true. */
   trains?(run: RuleRun<S>, name: string): boolean;
+  /** After the passes and before clipping: changes {@link RuleParameter.gradient}; undefined for a step without it. */
+  gradients?(run: RuleRun<S>): void;
   /**
-   * Which elements of the parameter this step changes: 1 where it does. Others have a gradient of 0, and keep their values.
-   * Undefined for all.
+   * Which elements of the parameter this step changes: 1 where it does. Others have a gradient of 0, and keep their values. It
+   * sees the gradients. Undefined for all.
    */
   mask?(run: RuleRun<S>, name: string): Uint8Array | undefined;
-  /** After the passes and before clipping: changes {@link RuleParameter.gradient} in place. */
-  gradients?(run: RuleRun<S>): void;
   /** After a step that changed the parameters. `run.step` counts it. */
   after?(run: RuleRun<S>): void;
   /**

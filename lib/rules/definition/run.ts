@@ -32,7 +32,7 @@ export interface RuleParameter {
    * The gradient of this step: in `gradients` to be changed in place, in `after` as the step used it, after clipping. Undefined
    * where the loss does not depend on the parameter, and outside these hooks.
    */
-  readonly gradient: Float32Array | undefined;
+  gradient: Float32Array | undefined;
   /** Names of what the optimiser keeps of it in f32: `m`, `v`. */
   readonly states: readonly string[];
   /** A copy of its values. */
@@ -78,8 +78,13 @@ export interface RuleLayer {
 /** What the optimiser does for a rule. */
 export interface RuleOptimizer {
   readonly name: string;
-  /** All that it keeps becomes 0, and it counts its steps from 1 again: as a new one. */
-  restart(): void;
+  /** Steps that it counts, for optimisers that correct means of few steps. */
+  readonly steps: number;
+  /**
+   * All that it keeps becomes 0, and it counts its steps from 1 again, as a new one.
+   * @param steps counts from here on instead
+   */
+  restart(steps?: number): void;
 }
 
 /** A run, as a hook of a rule sees it. */

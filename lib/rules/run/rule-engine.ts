@@ -38,7 +38,8 @@ interface RuleTrainer {
   readonly parameters: readonly TrainedParameter[];
   readonly state: ReadonlyMap<string, Readonly<Record<string, Tensor>>>;
   readonly optimizer: AnyOptimizer;
-  restartOptimizer(): void;
+  readonly optimizerOrigin: number;
+  restartOptimizer(steps?: number): void;
 }
 
 /** What the rules of a run work on. */
@@ -143,11 +144,14 @@ export class RuleEngine {
       parameters: new Map(this.#parameters.map((parameter) => [parameter.name, parameter])),
       optimizer: {
         name: trainer.optimizer.optimizer,
-        restart: () => {
+        get steps() {
+          return trainer.steps - trainer.optimizerOrigin;
+        },
+        restart: (steps) => {
           if (rule.resetsOptimizer !== true) {
             fail('ERR_UNSUPPORTED', 'rule', rule.rule, 'with resetsOptimizer: true', 'without');
           }
-          trainer.restartOptimizer();
+          trainer.restartOptimizer(steps);
         },
       },
       seedOf: (...parts) => hash32(seed, rule.rule, ...parts),
@@ -216,14 +220,6 @@ export class RuleEngine {
       if (steps === 0) rule.prepare?.(run);
     }
     for (const { rule, run } of this.#entries) rule.before?.(run);
-    this.#masked = [];
-    for (const at of this.#parameters) {
-      const masks = this.#entries.flatMap(({ rule, run }) => rule.mask?.(run, at.name) ?? []);
-      const [first, ...others] = masks;
-      if (first === undefined) continue;
-      const mask = first.map((own, i) => (own === 1 && others.every((m) => m[i] === 1) ? 1 : 0));
-      this.#masked.push({ at, mask, before: at.values() });
-    }
   }
 
   trains(index: number): boolean {
@@ -233,10 +229,11 @@ export class RuleEngine {
 
   edit(gradients: readonly (Tensor | undefined)[]): readonly (Tensor | undefined)[] {
     const editing = this.#entries.filter(({ rule }) => rule.gradients !== undefined);
-    const keeping = this.#entries.some(({ rule }) => rule.keepsGradients === true);
-    if (editing.length === 0 && !keeping && this.#masked.length === 0) return gradients;
+    const reading = this.#entries.some(({ rule }) => rule.keepsGradients === true || rule.mask);
+    if (editing.length === 0 && !reading) return gradients;
     for (const [i, at] of this.#parameters.entries()) at.gradient = gradients[i]?.readSync();
     for (const { rule, run } of editing) rule.gradients?.(run);
+    this.#masked = this.#masks();
     for (const { at, mask } of this.#masked) {
       at.gradient = at.gradient?.map((value, i) => (mask[i] === 1 ? value : 0));
     }
@@ -245,6 +242,20 @@ export class RuleEngine {
       const { gradient: values } = this.#parameters[i] as RunParameter;
       if (gradient === undefined || values === undefined) return undefined;
       return Tensor.from(values, gradient.shape, { device: gradient.device });
+    });
+  }
+
+  /** What this step leaves as it is. */
+  #masks() {
+    return this.#parameters.flatMap((at) => {
+      const masks = this.#entries.flatMap(({ rule, run }) => {
+        const mask = rule.mask?.(run, at.name);
+        return mask === undefined ? [] : [mask];
+      });
+      const [first, ...others] = masks;
+      if (first === undefined) return [];
+      const mask = first.map((own, i) => (own === 1 && others.every((m) => m[i] === 1) ? 1 : 0));
+      return [{ at, mask, before: at.values() }];
     });
   }
 
