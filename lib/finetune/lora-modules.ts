@@ -7,7 +7,7 @@ import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import type { Tensor } from '../core/tensor.js';
 import { factoredSvd } from '../linalg/factored-svd.js';
 import { transposed } from '../linalg/rows.js';
-import type { MergedFactors } from '../rules/run/merges.js';
+import type { RuleUpdate } from '../rules/definition/run.js';
 import { type SignedFactors, stackedFactors } from '../starts/parts/converted.js';
 import type { AdaptedLayer, AdapterSet } from '../train/adapter-set.js';
 
@@ -44,18 +44,20 @@ export function loraModule(
   { startFactors }: AdapterSet,
   { place: { module }, adapter }: AdaptedLayer,
   biased: boolean,
-  merged: readonly MergedFactors[] = [],
+  merged: readonly RuleUpdate[] = [],
 ): LoraModule {
   const config = adapter.config as unknown as AlphaConfig;
   const { inFeatures: K, outFeatures: N, parameters } = adapter as Adapter;
   const { loraBias } = parameters as Readonly<Record<string, Tensor>>;
   const bias = biased && loraBias ? { loraBias: raw(loraBias.readSync(), loraBias.shape) } : {};
   const start = startFactors.get(module);
-  const parts: readonly SignedFactors[] = [
+  const all: readonly SignedFactors[] = [
     factorsOf(parameters, 1),
     ...(start === undefined ? [] : [factorsOf(start, -1)]),
     ...merged.map(({ a, b }) => ({ a, b, sign: 1 as const })),
   ];
+  // An adapter that adds nothing has no place beside what was merged.
+  const parts = merged.length > 0 && all[0]?.b.every((value) => value === 0) ? all.slice(1) : all;
   const stacked = stackedFactors(parts, { N, K });
   const { a, b, r } =
     stacked.r > Math.min(N, K) && parts.length > 1 ? reduced(stacked, N, K) : stacked;

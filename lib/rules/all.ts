@@ -1,6 +1,11 @@
 /** Every rule of training that comes with the library. */
 
 export { adalora } from './methods/adalora.js';
+export { aflora } from './methods/aflora.js';
 export { cola } from './methods/cola.js';
+export { doraDynamic } from './methods/dora-dynamic.js';
+export { dylora } from './methods/dylora.js';
+export { gsLora } from './methods/gs-lora.js';
+export { lte } from './methods/lte.js';
 export { periodicLora } from './methods/periodic-lora.js';
 export { relora } from './methods/relora.js';

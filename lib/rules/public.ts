@@ -18,5 +18,6 @@ export type {
   RuleRun,
   RuleSizes,
   RuleStep,
+  RuleUpdate,
 } from './definition/run.js';
 export { ruleList } from './rules.js';

@@ -28,6 +28,17 @@ const SHORT: Readonly<Record<string, Short>> = {
     ...{ method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
     rule: { target: 2, initial: 1, final: 1, every: 2 },
   },
+  aflora: {
+    ...{ method: 'aflora', settings: { r: 4 }, train: { lr: 1e-2 } },
+    rule: { initial: 1, final: 1 },
+  },
+  'dora-dynamic': {
+    ...{ method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
+    rule: { target: 2, initial: 1, final: 1, every: 2 },
+  },
+  dylora: { method: 'dylora', settings: { r: 4 } },
+  'gs-lora': { rule: { weight: 20, initial: 1 } },
+  lte: { rule: { heads: 3, every: 1 } },
   cola: { rule: { links: 3 } },
   'periodic-lora': { rule: { every: 2, momentum: 0.25 } },
   relora: { rule: { every: 2, rewarm: 1 } },

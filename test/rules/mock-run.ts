@@ -5,6 +5,7 @@ import type {
   RuleParameter,
   RulePass,
   RuleRun,
+  RuleUpdate,
 } from '../../lib/rules/definition/run.js';
 
 export interface MockTensor {
@@ -37,6 +38,7 @@ export interface MockRun
   /** What layers were told. */
   readonly kept: Map<string, number[]>;
   readonly merged: { readonly module: string; readonly share: number }[];
+  readonly rebased: { readonly module: string; readonly updates: readonly RuleUpdate[] }[];
   restarts: number;
 }
 
@@ -48,6 +50,7 @@ export function mockRun(rule: AnyRule, options: MockOptions): MockRun {
   const parameters = new Map<string, MockParameter>();
   const kept = new Map<string, number[]>();
   const merged: MockRun['merged'] = [];
+  const rebased: MockRun['rebased'] = [];
   const layers = Object.entries(options.layers).map(([module, tensors]): RuleLayer => {
     const own = Object.entries(tensors).map(([part, tensor]): [string, MockParameter] => {
       const name = `${module}.${part}`;
@@ -83,13 +86,14 @@ export function mockRun(rule: AnyRule, options: MockOptions): MockRun {
           }),
         ),
       merge: (share = 1) => merged.push({ module, share }),
+      rebase: (updates) => rebased.push({ module, updates }),
       keepRanks: (keep) => kept.set(module, Array.from(keep)),
     };
   });
   const made: MockRun = {
     settings: { ...rule.defaults, ...options.settings },
     ...{ step: 0, steps: options.steps ?? 100, seed: 1, lr: options.lr ?? 1e-3 },
-    ...{ layers, parameters, kept, merged, restarts: 0, state: {} },
+    ...{ layers, parameters, kept, merged, rebased, restarts: 0, state: {} },
     optimizer: { name: 'adamw', steps: 0, restart: () => made.restarts++ },
     seedOf: (...parts) => parts.reduce<number>((sum, part) => sum * 31 + Number(part || 1), 7),
     lossOf: options.lossOf ?? (() => 0),

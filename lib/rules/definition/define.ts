@@ -9,7 +9,7 @@ const kHooks = [
   ...['check', 'state', 'prepare', 'rate', 'data', 'before', 'trains', 'mask', 'gradients'],
   ...['after', 'finish'],
 ] as const;
-const kFlags = ['keepsGradients', 'resetsOptimizer'] as const;
+const kFlags = ['keepsGradients', 'resetsOptimizer', 'writesStates'] as const;
 const kClaims: readonly RuleClaim[] = ['base', 'shapes', 'step', 'rate', 'data'];
 
 /** What a hook does needs a claim. */

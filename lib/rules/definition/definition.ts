@@ -25,6 +25,8 @@ export interface RuleDefinition<S extends object> {
   readonly keepsGradients?: boolean;
   /** Does it start anew what the optimiser keeps? An optimiser that evaluates other values than it trains is then refused. */
   readonly resetsOptimizer?: boolean;
+  /** Does it write what the optimiser keeps? An optimiser with states in bytes is then refused. */
+  readonly writesStates?: boolean;
   /** Refuses values of settings, in words. Settings have the types of the defaults already. */
   check?(settings: S, sizes: RuleSizes): RefusedSetting | undefined;
   /** Shapes of arrays by name, zeros at first: all that it remembers from step to step. A checkpoint has them with their bits. */

@@ -45,6 +45,14 @@ export interface RuleParameter {
   writeState(name: string, values: Float32Array): void;
 }
 
+/** The factors of an update `scaling · b · a`. */
+export interface RuleUpdate {
+  /** [r, K] */
+  readonly a: Float32Array;
+  /** [N, r] */
+  readonly b: Float32Array;
+}
+
 /** An adapted layer. */
 export interface RuleLayer {
   readonly module: string;
@@ -68,6 +76,12 @@ export interface RuleLayer {
    * @throws ERR_UNSUPPORTED without the claim
    */
   merge(share?: number): void;
+  /**
+   * The base becomes the weight of the files and the sum of these updates, times the scaling, for a rule that claims it. What
+   * was merged before is out of it.
+   * @throws ERR_UNSUPPORTED without the claim · ERR_SHAPE
+   */
+  rebase(updates: readonly RuleUpdate[]): void;
   /**
    * Leaves these ranks out of the folder that is written, for a rule that claims the shapes. What they add must be 0.
    * @param keep one a rank: 1 for those that stay

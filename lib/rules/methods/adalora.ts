@@ -1,6 +1,7 @@
 import { defineRule } from '../definition/define.js';
 import type { RuleLayer, RuleRun } from '../definition/run.js';
 import { below, outside } from '../parts/checks.js';
+import { silence } from '../parts/gates.js';
 import { addOrthogonality } from '../parts/orthogonal.js';
 import { observe, scoresOf, sensitivityShapes } from '../parts/sensitivity.js';
 import { noSteps, stepsOf } from '../parts/steps.js';
@@ -120,9 +121,4 @@ function tripletScores(run: Run, { r, N, K, module }: RuleLayer): Float64Array {
 function smallest(values: readonly Float64Array[], k: number): number {
   const sorted = Float64Array.from(values.flatMap((own) => [...own])).sort();
   return sorted[k - 1] as number;
-}
-
-function silence({ parameters: { loraE } }: RuleLayer, kept: Float64Array): void {
-  if (loraE === undefined) return;
-  loraE.write(loraE.values().map((value, i) => (kept[i] === 1 ? value : 0)));
 }

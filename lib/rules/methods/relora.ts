@@ -26,6 +26,7 @@ export const relora = defineRule<ReloraSettings>({
   claims: ['base', 'rate'],
   adapters: ['lora'],
   resetsOptimizer: true,
+  writesStates: true,
   check: ({ every, rewarm, prune }) =>
     below('every', every, 1) ??
     below('rewarm', rewarm, 0) ??

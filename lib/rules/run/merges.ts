@@ -8,14 +8,7 @@ import type { LinearSource } from '../../model/linear-source.js';
 import type { LinearPlace } from '../../model/places.js';
 import { mergeLora } from '../../ops/lora/merge.js';
 import type { StoredState } from '../../optim/run/optimizer-run.js';
-
-/** An update `scaling · b · a` of a layer. */
-export interface MergedFactors {
-  /** [r, K] */
-  readonly a: Float32Array;
-  /** [N, r] */
-  readonly b: Float32Array;
-}
+import type { RuleUpdate } from '../definition/run.js';
 
 /** A layer that may be merged. */
 export interface MergingLayer {
@@ -30,9 +23,9 @@ export interface MergingLayer {
  */
 export class Merges {
   #layers: ReadonlyMap<string, MergingLayer> = new Map();
-  readonly #factors = new Map<string, MergedFactors[]>();
+  readonly #factors = new Map<string, RuleUpdate[]>();
   /** Of a checkpoint that is being read. */
-  #read = new Map<string, MergedFactors[]>();
+  #read = new Map<string, RuleUpdate[]>();
 
   constructor(
     private readonly weights: DecoderWeights,
@@ -45,7 +38,7 @@ export class Merges {
   }
 
   /** The updates of each layer, oldest first. */
-  get factors(): ReadonlyMap<string, readonly MergedFactors[]> {
+  get factors(): ReadonlyMap<string, readonly RuleUpdate[]> {
     return this.#factors;
   }
 
@@ -55,13 +48,17 @@ export class Merges {
   }
 
   /** Adds an update to a layer's base. */
-  add(module: string, factors: MergedFactors): void {
-    const own = [...(this.#factors.get(module) ?? []), factors];
-    this.#build(module, own);
-    this.#factors.set(module, own);
+  add(module: string, factors: RuleUpdate): void {
+    this.set(module, [...(this.#factors.get(module) ?? []), factors]);
   }
 
-  #build(module: string, factors: readonly MergedFactors[]): void {
+  /** The updates that a layer's base has, in place of those before. */
+  set(module: string, updates: readonly RuleUpdate[]): void {
+    this.#build(module, updates);
+    this.#factors.set(module, [...updates]);
+  }
+
+  #build(module: string, factors: readonly RuleUpdate[]): void {
     const layer = this.#layers.get(module) as MergingLayer;
     const { place, r, scaling } = layer;
     const { source } = this;
@@ -92,7 +89,7 @@ export class Merges {
    * @param counts merges of each layer
    */
   storedOf(counts: readonly number[]): readonly StoredState[] {
-    const read = new Map<string, MergedFactors[]>();
+    const read = new Map<string, RuleUpdate[]>();
     this.#read = read;
     return [...this.#layers].flatMap(([module, { place, r }], i) =>
       Array.from({ length: counts[i] ?? 0 }, (_, n) => {
@@ -109,7 +106,7 @@ export class Merges {
             read: () => this.#factors.get(module)?.[n]?.[part] as Float32Array,
             write: (values) => {
               const list = read.get(module) ?? [];
-              list[n] = { ...(list[n] as MergedFactors), [part]: values as Float32Array };
+              list[n] = { ...(list[n] as RuleUpdate), [part]: values as Float32Array };
               read.set(module, list);
             },
           }),

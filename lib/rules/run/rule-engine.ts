@@ -38,6 +38,7 @@ interface RuleTrainer {
   readonly parameters: readonly TrainedParameter[];
   readonly state: ReadonlyMap<string, Readonly<Record<string, Tensor>>>;
   readonly optimizer: AnyOptimizer;
+  readonly stored: readonly StoredState[];
   readonly optimizerOrigin: number;
   restartOptimizer(steps?: number): void;
 }
@@ -100,6 +101,11 @@ export class RuleEngine {
       optimizer: trainer.optimizer,
       experts: adapters.experts.size > 0,
     });
+    const writer = rules.find(({ rule }) => rule.writesStates === true);
+    if (writer !== undefined && trainer.stored.some(({ dtype }) => dtype === 'U8')) {
+      const expected = `one with states in f32, because the rule ${writer.rule.rule} changes them`;
+      fail('ERR_UNSUPPORTED', 'rule', 'the optimizer', expected, trainer.optimizer.optimizer);
+    }
     this.#parameters = trainer.parameters.map(
       (parameter) => new RunParameter(parameter, trainer.state.get(parameter.name) ?? {}),
     );

@@ -5,7 +5,7 @@ import { fail } from '../../core/errors.js';
 import { scope } from '../../core/scope.js';
 import type { LinearPlace } from '../../model/places.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
-import type { RuleLayer } from '../definition/run.js';
+import type { RuleLayer, RuleUpdate } from '../definition/run.js';
 import type { Merges } from './merges.js';
 import type { RunParameter } from './rule-parameter.js';
 
@@ -88,6 +88,17 @@ export class RunLayer implements RuleLayer {
     this.run.baseChanged();
   }
 
+  rebase(updates: readonly RuleUpdate[]): void {
+    const { N, K, r, module } = this;
+    for (const { a, b } of updates) {
+      if (a.length === r * K && b.length === N * r) continue;
+      const expected = `a of ${r * K} values and b of ${N * r}`;
+      fail('ERR_SHAPE', 'rule', `updates of ${module}`, expected, `${a.length} and ${b.length}`);
+    }
+    this.run.merges.set(module, updates);
+    this.run.baseChanged();
+  }
+
   keepRanks(keep: ArrayLike<number>): void {
     if (keep.length !== this.r) {
       fail('ERR_SHAPE', 'rule', `ranks of ${this.module}`, `${this.r} flags`, String(keep.length));
@@ -108,7 +119,9 @@ export function claimedLayer(layer: RunLayer, rule: string, claims: readonly str
       claims.join(', ') || 'none',
     );
   return Object.create(layer, {
-    ...(claims.includes('base') ? {} : { merge: { value: without('base') } }),
+    ...(claims.includes('base')
+      ? {}
+      : { merge: { value: without('base') }, rebase: { value: without('base') } }),
     ...(claims.includes('shapes') ? {} : { keepRanks: { value: without('shapes') } }),
   }) as RuleLayer;
 }
