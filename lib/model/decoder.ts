@@ -68,6 +68,8 @@ export interface DecoderCall {
   readonly cache?: KvCache;
   /** Of what methods sample on the host, other in each layer. Dropout takes the tape's. */
   readonly seed?: number;
+  /** Is told of x and y of each adapted linear layer, and gives the y that goes on. */
+  readonly observe?: (module: string, x: Value, y: Value) => Value;
 }
 
 /** What a forward pass gives. */
@@ -85,6 +87,7 @@ interface Call {
   readonly adapters: ReadonlyMap<string, Adapter>;
   readonly experts: ReadonlyMap<string, ExpertsLora>;
   readonly seed: number | undefined;
+  readonly observe: DecoderCall['observe'];
   readonly documents: Indices | undefined;
   readonly cache: KvCache | undefined;
   /** By layer. */
@@ -137,6 +140,7 @@ export class Decoder implements Disposable {
       adapters,
       experts: call.experts ?? new Map(),
       seed: call.seed,
+      observe: call.observe,
       documents,
       cache: call.cache,
       ropes: this.#ropes(tokens, begins, call.cache),
@@ -205,8 +209,8 @@ export class Decoder implements Disposable {
   }
 
   #headLogits(tape: DecoderTape, features: Value, call: DecoderCall): Value {
-    const { adapters = new Map() } = call;
-    return linear(features, this.weights.head, { tape, adapters, seed: call.seed });
+    const { adapters = new Map(), seed, observe } = call;
+    return linear(features, this.weights.head, { tape, adapters, seed, observe });
   }
 
   /** The table of each layer for the positions of a call; layers that rotate in one way share it. */
@@ -415,13 +419,14 @@ function routedExperts(
 function linear(
   x: Value,
   { place, w, bias }: LinearWeights,
-  { tape, adapters, seed }: Pick<Call, 'tape' | 'adapters' | 'seed'>,
+  { tape, adapters, seed, observe }: Pick<Call, 'tape' | 'adapters' | 'seed' | 'observe'>,
 ): Value {
   const given = bias === undefined ? undefined : tape.constant(bias);
   const adapter = adapters.get(place.module);
   if (adapter === undefined) return tape.linear(x, w, given);
   const own = seed === undefined ? undefined : hash32(seed, place.module);
-  return recordAdapter(tape, adapter, { x, w, bias: given, seed: own }).y;
+  const { y } = recordAdapter(tape, adapter, { x, w, bias: given, seed: own });
+  return observe?.(place.module, x, y) ?? y;
 }
 
 /** The caller's indices, or new ones of the call. */

@@ -8,7 +8,7 @@
 import { ModelTape } from '../autograd/model/model-tape.js';
 import type { DType } from '../core/dtype.js';
 import { fail, LowrankError } from '../core/errors.js';
-import { hash32, permutation } from '../core/random.js';
+import { hash32 } from '../core/random.js';
 import { outsideScopes, scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import type { Decoder } from '../model/decoder.js';
@@ -23,7 +23,9 @@ import { RuleEngine } from '../rules/run/rule-engine.js';
 import type { SequenceSet, TextData } from '../text/text-data.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
+import { lossOf, type ObservedBatch, observeInputs, weightGradients } from './observe.js';
 import { learningRate } from './schedule.js';
+import { SequenceOrder } from './sequence-order.js';
 import type { TrainStep } from './train-step.js';
 import { type PassPlace, Trainer, type TrainPass } from './trainer.js';
 
@@ -81,17 +83,13 @@ interface CapturedSteps {
   readonly training: CapturedTraining;
 }
 
-/** All sequences. */
-const kWhole: RulePass = { part: 0, parts: 1 };
-
 export class ModelTrainer implements Disposable {
   readonly trainer: Trainer;
   /** The rules of the run, if it has any. */
   readonly rules: RuleEngine | undefined;
   #captured: CapturedSteps | undefined;
   #notCaptured: string | undefined;
-  #epoch = '';
-  #order: Uint32Array = new Uint32Array();
+  readonly #order: SequenceOrder;
 
   /** @param source where the base can be read from, for rules that merge into it */
   constructor(
@@ -102,6 +100,7 @@ export class ModelTrainer implements Disposable {
     source?: LinearSource,
   ) {
     const { weightDecay, clip, seed, optimizer, optimizerSettings, rules = [] } = options;
+    this.#order = new SequenceOrder(data.train.count, options);
     this.trainer = new Trainer(adapters.parameters, {
       weightDecay,
       clip,
@@ -123,6 +122,11 @@ export class ModelTrainer implements Disposable {
     const host = {
       ...{ decoder, adapters, trainer: this.trainer, source, sizes: { steps, warmup }, seed, clip },
       rehearse: (pass: RulePass) => this.#rehearse(pass),
+      lossOf: (pass: RulePass) => lossOf(decoder, this.#observed(pass)),
+      observeInputs: (pass: RulePass, input: (module: string, x: Float32Array) => void) =>
+        observeInputs(decoder, this.#observed(pass), input),
+      weightGradients: (pass: RulePass | undefined) =>
+        weightGradients(decoder, adapters, this.#observed(pass), hash32(seed, 'weight', this.step)),
       baseChanged: () => this.#freeCaptured(),
     };
     this.rules = new RuleEngine(host, rules);
@@ -223,15 +227,23 @@ export class ModelTrainer implements Disposable {
     });
   }
 
-  /** Loss and gradients of a step on a part of the sequences. */
+  /** Gradients of a step on a part of the sequences. */
   #rehearse(part: RulePass) {
     return scope(() => {
       this.adapters.refresh();
-      const { loss, gradients } = this.trainer.rehearse(this.passes(part));
-      return {
-        loss: loss.readSync()[0] as number,
-        gradients: gradients.map((gradient) => gradient?.readSync()),
-      };
+      const { gradients } = this.trainer.rehearse(this.passes(part));
+      return gradients.map((gradient) => gradient?.readSync());
+    });
+  }
+
+  /** The batches of the next step, or of one on a part of the sequences, for a further pass. */
+  #observed(part: RulePass | undefined): readonly ObservedBatch[] {
+    const { accumulate, dtype } = this.options;
+    const { byModule, experts } = this.adapters;
+    const call = { adapters: byModule, experts, dtype };
+    return this.nextBatches(part).map(({ ids, targets }) => {
+      const scale = 1 / (accumulate * targets.length);
+      return { ids, targets, T: this.data.train.T, call, scale };
     });
   }
 
@@ -298,25 +310,8 @@ export class ModelTrainer implements Disposable {
     );
   }
 
-  /**
-   * Sequences of a pass: each epoch is a permutation, determined by the seed and its number. A part of the sequences has
-   * epochs of its own.
-   */
-  #indices(step: number, pass: number, wanted?: RulePass): number[] {
-    const { batch, seed, accumulate } = this.options;
-    const { part, parts, index = step } = wanted ?? this.rules?.passOf(step) ?? kWhole;
-    const count = Math.ceil((this.data.train.count - part) / parts);
-    const names = parts === 1 ? [] : ['part', part, parts];
-    return Array.from({ length: batch }, (_, i) => {
-      const at = (index * accumulate + pass) * batch + i;
-      const epoch = Math.floor(at / count);
-      const key = [epoch, ...names].join(' ');
-      if (key !== this.#epoch) {
-        this.#epoch = key;
-        this.#order = permutation(count, seed, 'epoch', epoch, ...names);
-      }
-      return part + parts * (this.#order[at % count] as number);
-    });
+  #indices(step: number, pass: number, part = this.rules?.passOf(step)): number[] {
+    return this.#order.indices(step, pass, part);
   }
 
   /** What a checkpoint has. */

@@ -28,6 +28,8 @@ interface MockOptions {
   /** Values of the states `m` and `v`, by name of the parameter. */
   readonly states?: Readonly<Record<string, Record<string, Float32Array>>>;
   readonly lossOf?: (pass: RulePass) => number;
+  readonly observeInputs?: RuleRun<object>['observeInputs'];
+  readonly weightGradients?: RuleRun<object>['weightGradients'];
   readonly gradientsOf?: (pass: RulePass) => ReadonlyMap<string, Float32Array>;
 }
 
@@ -97,6 +99,8 @@ export function mockRun(rule: AnyRule, options: MockOptions): MockRun {
     optimizer: { name: 'adamw', steps: 0, restart: () => made.restarts++ },
     seedOf: (...parts) => parts.reduce<number>((sum, part) => sum * 31 + Number(part || 1), 7),
     lossOf: options.lossOf ?? (() => 0),
+    observeInputs: options.observeInputs ?? (() => {}),
+    weightGradients: options.weightGradients ?? (() => new Map()),
     gradientsOf: options.gradientsOf ?? (() => new Map()),
   };
   const state = made.state as Record<string, Float64Array>;

@@ -12,9 +12,11 @@ export interface RuleSizes {
 
 /** A part of the training sequences, and where a pass is in it. */
 export interface RulePass {
-  /** From 0 on. Sequence i is in part i mod `parts`. */
+  /** Sequence i is in the part if i mod `parts` is from `part` to `part + width − 1`. */
   readonly part: number;
   readonly parts: number;
+  /** Default 1. */
+  readonly width?: number;
   /** How many steps the part has served; default the number of the step. */
   readonly index?: number;
 }
@@ -120,10 +122,17 @@ export interface RuleRun<S extends object> {
   readonly optimizer: RuleOptimizer;
   /** A seed that depends on the run's and on these parts. */
   seedOf(...parts: readonly (number | string)[]): number;
-  /** Mean loss of a pass over a part of the sequences, in nats per token, with the parameters as they are. */
+  /** Mean loss over as many sequences of a part as a step has, in nats per token, with the parameters as they are. */
   lossOf(pass: RulePass): number;
-  /** The gradients of that loss, by name. */
+  /** The gradients of that loss, by name; with the dropout of the step. */
   gradientsOf(pass: RulePass): ReadonlyMap<string, Float32Array>;
+  /** Calls `input` with the inputs [rows, K] of each adapted layer on these sequences. */
+  observeInputs(pass: RulePass, input: (module: string, x: Float32Array) => void): void;
+  /**
+   * The gradients of the loss by the weight [N, K] of each adapted layer, base and update together, by module.
+   * @param pass default the sequences of the next step
+   */
+  weightGradients(pass?: RulePass): ReadonlyMap<string, Float32Array>;
 }
 
 /** A step, for what follows from its number alone. */

@@ -54,11 +54,11 @@ export interface RuleHost {
   readonly seed: number;
   /** Largest norm of the gradients. */
   readonly clip: number;
-  /** The passes over a part, without an update. */
-  rehearse(pass: RulePass): {
-    readonly loss: number;
-    readonly gradients: readonly (Float32Array | undefined)[];
-  };
+  /** The gradients of a step on a part, without an update. */
+  rehearse(pass: RulePass): readonly (Float32Array | undefined)[];
+  lossOf(pass: RulePass): number;
+  observeInputs(pass: RulePass, input: (module: string, x: Float32Array) => void): void;
+  weightGradients(pass?: RulePass): ReadonlyMap<string, Float32Array>;
   /** A base is another tensor now: a captured graph is of no use. */
   baseChanged(): void;
 }
@@ -161,15 +161,17 @@ export class RuleEngine {
         },
       },
       seedOf: (...parts) => hash32(seed, rule.rule, ...parts),
-      lossOf: (pass) => host.rehearse(pass).loss,
-      gradientsOf: (pass) => {
-        const { gradients } = host.rehearse(pass);
-        return new Map(
-          gradients.flatMap((values, i) =>
-            values === undefined ? [] : [[(this.#parameters[i] as RunParameter).name, values]],
-          ),
-        );
-      },
+      lossOf: (pass) => host.lossOf(pass),
+      observeInputs: (pass, input) => host.observeInputs(pass, input),
+      weightGradients: (pass) => host.weightGradients(pass),
+      gradientsOf: (pass) =>
+        new Map(
+          host
+            .rehearse(pass)
+            .flatMap((values, i) =>
+              values === undefined ? [] : [[(this.#parameters[i] as RunParameter).name, values]],
+            ),
+        ),
     };
     const shapes = rule.state?.(run) ?? {};
     for (const [name, shape] of Object.entries(shapes)) {

@@ -11,6 +11,24 @@ export interface LayerObserver {
   gradient?(dy: Tensor, x: Tensor): void;
 }
 
+/**
+ * Tells of the gradient of a layer's output in the backward pass.
+ * @returns y, through which the gradient goes
+ */
+export function watchGradient(
+  tape: ModelTape,
+  x: Value,
+  y: Value,
+  gradient: (dy: Tensor, x: Tensor) => void,
+): Value {
+  if (!y.differentiable) return y;
+  const same = y.tensor.reshape(y.shape);
+  return tape.record(same, [y], [x.tensor], (dy, pass) => {
+    gradient(dy, x.tensor);
+    pass.give(y, dy);
+  });
+}
+
 /** A tape that tells observers of the linear layers over certain base weights. It changes no value. */
 export class ObservingTape extends ModelTape {
   readonly #observers: ReadonlyMap<BaseWeight, LayerObserver>;
@@ -25,12 +43,7 @@ export class ObservingTape extends ModelTape {
     const observer = this.#observers.get(w);
     if (observer === undefined) return y;
     observer.input?.(x.tensor);
-    const { gradient } = observer;
-    if (gradient === undefined || !y.differentiable) return y;
-    const same = y.tensor.reshape(y.shape);
-    return this.record(same, [y], [x.tensor], (dy, pass) => {
-      gradient.call(observer, dy, x.tensor);
-      pass.give(y, dy);
-    });
+    if (observer.gradient === undefined) return y;
+    return watchGradient(this, x, y, (dy, input) => observer.gradient?.(dy, input));
   }
 }
