@@ -32,6 +32,14 @@ const SHORT: Readonly<Record<string, Short>> = {
     ...{ method: 'aflora', settings: { r: 4 }, train: { lr: 1e-2 } },
     rule: { initial: 1, final: 1 },
   },
+  alora: { method: 'sora', settings: { r: 4 }, rule: { begin: 2, move: 3, rounds: 2, every: 2 } },
+  autolora: { method: 'sora', settings: { r: 4 }, rule: { search: 4, threshold: 1 } },
+  bilora: { method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
+  increlora: {
+    ...{ method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
+    rule: { target: 2, initial: 1, every: 2, top: 2 },
+  },
+  'lora-drop': { rule: { sample: 2, threshold: 0.5, batches: 1 } },
   'dora-dynamic': {
     ...{ method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
     rule: { target: 2, initial: 1, final: 1, every: 2 },
