@@ -1,4 +1,5 @@
 /** A run of arrays, in which a test calls the hooks of a rule itself. */
+import { hash32 } from '../../lib/core/random.js';
 import type { AnyRule } from '../../lib/index.js';
 import type {
   RuleLayer,
@@ -97,7 +98,7 @@ export function mockRun(rule: AnyRule, options: MockOptions): MockRun {
     ...{ step: 0, steps: options.steps ?? 100, seed: 1, lr: options.lr ?? 1e-3 },
     ...{ layers, parameters, kept, merged, rebased, restarts: 0, state: {} },
     optimizer: { name: 'adamw', steps: 0, restart: () => made.restarts++ },
-    seedOf: (...parts) => parts.reduce<number>((sum, part) => sum * 31 + Number(part || 1), 7),
+    seedOf: (...parts) => hash32(...parts),
     lossOf: options.lossOf ?? (() => 0),
     observeInputs: options.observeInputs ?? (() => {}),
     weightGradients: options.weightGradients ?? (() => new Map()),
