@@ -26,6 +26,13 @@ describe('alora', () => {
     three: [0.4, 0.05, 0.6, 0.2],
   };
 
+  /** What it is worth without any other. */
+  const SOLO: typeof WORTH = {
+    one: [0.1, 0.5, 0, 0],
+    two: [0.9, -2, 0, 0],
+    three: [0.5, 0.55, 0, 0],
+  };
+
   function make(settings: Readonly<Record<string, number>>) {
     const modules = Object.keys(WORTH);
     const layers = Object.fromEntries(modules.map((name, i) => [name, layer(10 * i, 'gate')]));
@@ -43,14 +50,12 @@ describe('alora', () => {
       lossOf: ({ part, index }) => {
         expect(part).toBe(9);
         indices.add(index);
-        return modules.reduce(
-          (loss, name) =>
-            valuesOf(run, `${name}.gate`).reduce(
-              (sum, gate, i) => sum - gate * (WORTH[name]?.[i] as number),
-              loss,
-            ),
-          5,
+        const gates = modules.flatMap((name) =>
+          valuesOf(run, `${name}.gate`).map((gate, i) => ({ name, gate, i })),
         );
+        const open = gates.filter(({ gate }) => gate === 1);
+        const worth = open.length === 1 ? SOLO : WORTH;
+        return open.reduce((loss, { name, i }) => loss - (worth[name]?.[i] as number), 5);
       },
     });
     rules.alora.prepare?.(run as never);
@@ -68,39 +73,39 @@ describe('alora', () => {
   });
 
   it('takes the ranks that the loss misses least, and gives them to layers that lost none', () => {
-    const { run, modules, indices } = make({ begin: 2, move: 2, rounds: 1 });
+    const { run, modules, indices } = make({ begin: 2, move: 1, rounds: 1 });
     for (const name of modules) {
       run.parameters.get(`${name}.loraB`)?.write(new Float32Array(N * R).fill(3));
     }
-    const before = valuesOf(run, 'two.loraA');
+    const before = valuesOf(run, 'three.loraA');
     run.step = 1;
     rules.alora.after?.(run as never);
     expect(indices.size).toBe(0);
     run.step = 2;
     rules.alora.after?.(run as never);
-    // Worth: one 0.5 0.1, two 0.9 0.8, three 0.4 0.05. The two least are in one and three; two grows.
+    // Both together: one 0.6 0.6, two 1.8 −1.2, three 0.9 0.6. Rank 1 of two goes; three has a larger mean than one.
     expect(modules.map((name) => valuesOf(run, `${name}.gate`))).toEqual([
+      [1, 1, 0, 0],
       [1, 0, 0, 0],
       [1, 1, 1, 0],
-      [1, 0, 0, 0],
     ]);
     expect([...indices]).toEqual([1]);
     // The new rank begins with a column of 0 and no memory; the others go on.
-    const b = valuesOf(run, 'two.loraB');
+    const b = valuesOf(run, 'three.loraB');
     expect(b).toEqual(Array.from({ length: N * R }, (_, i) => (i % R === 2 ? 0 : 3)));
-    const a = valuesOf(run, 'two.loraA');
+    const a = valuesOf(run, 'three.loraA');
     expect(a.map((value, i) => value === before[i])).toEqual(
       Array.from({ length: R * K }, (_, i) => Math.floor(i / K) !== 2),
     );
-    const memory = run.parameters.get('two.loraA')?.state('m') ?? [];
+    const memory = run.parameters.get('three.loraA')?.state('m') ?? [];
     expect(Array.from(memory)).toEqual(
       Array.from({ length: R * K }, (_, i) => (Math.floor(i / K) === 2 ? 0 : 1)),
     );
     run.step = 4;
     rules.alora.after?.(run as never);
-    expect(valuesOf(run, 'two.gate')).toEqual([1, 1, 1, 0]);
+    expect(valuesOf(run, 'three.gate')).toEqual([1, 1, 1, 0]);
     rules.alora.finish?.(run as never);
-    expect(run.kept.get('two')).toEqual([1, 1, 1, 0]);
+    expect(run.kept.get('three')).toEqual([1, 1, 1, 0]);
   });
 
   it('scores by both ablations: without a rank, and with it alone', () => {

@@ -22,7 +22,8 @@ interface MockOptions {
   readonly settings?: Readonly<Record<string, unknown>>;
   readonly steps?: number;
   readonly lr?: number;
-  readonly scaling?: number;
+  /** Of each layer; default 1. */
+  readonly scaling?: Readonly<Record<string, number>>;
   readonly config?: Readonly<Record<string, unknown>>;
   /** Tensors of each layer. */
   readonly layers: Readonly<Record<string, Readonly<Record<string, MockTensor>>>>;
@@ -78,7 +79,7 @@ export function mockRun(rule: AnyRule, options: MockOptions): MockRun {
     const [r = 0, K = 0] = tensors.loraA?.shape ?? [];
     return {
       ...{ module, r, K, N: tensors.loraB?.shape[0] ?? 0 },
-      scaling: options.scaling ?? 1,
+      scaling: options.scaling?.[module] ?? 1,
       config: { r, ...options.config },
       parameters: Object.fromEntries(own),
       initial: (seed) =>
