@@ -18,6 +18,8 @@ export { mica } from './methods/mica.js';
 export { milora } from './methods/milora.js';
 export { olora } from './methods/olora.js';
 export { osf } from './methods/osf.js';
+export { pafi } from './methods/pafi.js';
 export { pissa } from './methods/pissa.js';
 export { qera } from './methods/qera.js';
+export { s2ft } from './methods/s2ft.js';
 export { slora } from './methods/slora.js';

@@ -130,7 +130,7 @@ const NAMES = startMethods
   .map(({ start }) => start);
 
 describe('a started model', () => {
-  it.each([...NAMES, 'lora-sb', 'lora-xs', 'kasa'])(
+  it.each([...NAMES, 'lora-sb', 'lora-xs', 'kasa', 'pafi'])(
     '%s: a run that stops in the middle goes on with the same bits',
     async (name) => {
       const train = async (

@@ -84,7 +84,7 @@ export async function startedTrainer(
   const { settings = {}, targets = ['q_proj', 'k_proj', 'down_proj'] } = given;
   const chosen = {
     method: methodNamed('test', method),
-    config: { r: 4, loraAlpha: 8, ...given.config },
+    config: { r: 4, ...(method === 'shira' ? {} : { loraAlpha: 8 }), ...given.config },
   };
   const common = { start, settings, format, device: 'cpu', seed: 3 } as const;
   using starter = new Starter(model, { ...common, ...chosen, targets });
