@@ -68,6 +68,11 @@ export interface DecoderCall {
   readonly cache?: KvCache;
   /** Of what methods sample on the host, other in each layer. Dropout takes the tape's. */
   readonly seed?: number;
+  /**
+   * Halves of blocks that the backward pass leaves out, `layers.0.attention` or `layers.0.mlp`: gradients go past them, and what is
+   * trained in them has none.
+   */
+  readonly skip?: ReadonlySet<string>;
   /** Is told of x and y of each adapted linear layer, and gives the y that goes on. */
   readonly observe?: (module: string, x: Value, y: Value) => Value;
 }
@@ -88,6 +93,7 @@ interface Call {
   readonly experts: ReadonlyMap<string, ExpertsLora>;
   readonly seed: number | undefined;
   readonly observe: DecoderCall['observe'];
+  readonly skip: DecoderCall['skip'];
   readonly documents: Indices | undefined;
   readonly cache: KvCache | undefined;
   /** By layer. */
@@ -141,15 +147,16 @@ export class Decoder implements Disposable {
       experts: call.experts ?? new Map(),
       seed: call.seed,
       observe: call.observe,
+      skip: call.skip,
       documents,
       cache: call.cache,
       ropes: this.#ropes(tokens, begins, call.cache),
     };
     let stream: Stream = { x: embedded };
-    layers.forEach((layer, index) => {
+    layers.forEach((_, index) => {
       const weights = this.weights.layers[index] as LayerWeights;
       const block = (on: Call, from: Stream): Stream =>
-        this.#mlp(this.#attention(from, index, weights, on), layer, weights, on);
+        this.#mlp(this.#attention(from, index, weights, on), index, weights, on);
       // What the backward pass does not read is freed with the block; what it reads belongs to the tape.
       stream = scope(() => ({
         ...(recompute ? recomputed(shared, stream, block) : block(shared, stream)),
@@ -282,11 +289,13 @@ export class Decoder implements Disposable {
       ...(call.documents === undefined ? {} : { documents: call.documents }),
     });
     const out = linear(mixed, weights.attentionOutput, call);
-    return { x: sum, add: this.#normed(tape, out, weights.attentionOutputNorm) };
+    const add = this.#normed(tape, out, weights.attentionOutputNorm);
+    return { x: sum, add: passing(add, `layers.${index}.attention`, call) };
   }
 
-  #mlp(stream: Stream, layer: DecoderLayerConfig, weights: LayerWeights, call: Call): Stream {
+  #mlp(stream: Stream, index: number, weights: LayerWeights, call: Call): Stream {
     const { tape } = call;
+    const layer = this.config.layers[index] as DecoderLayerConfig;
     const { intermediateSize: inner, gate: kind } = layer.mlp;
     const { y: n, sum } = this.#enter(tape, stream, weights.mlpNorm, this.config.norm);
     const { down, experts } = weights;
@@ -302,7 +311,8 @@ export class Decoder implements Disposable {
             down as LinearWeights,
             call,
           );
-    return { x: sum, add: this.#normed(tape, out, weights.mlpOutputNorm) };
+    const add = this.#normed(tape, out, weights.mlpOutputNorm);
+    return { x: sum, add: passing(add, `layers.${index}.mlp`, call) };
   }
 
   /** The results of several layers, or that of a fused one cut into parts of these widths. */
@@ -381,6 +391,11 @@ function recomputed(
     return made.add === undefined ? made.x : tape.add(made.x, made.add);
   });
   return { x: y };
+}
+
+/** What half a block adds, for gradients that go past it where the call skips it. */
+function passing(add: Value, half: string, { tape, skip }: Call): Value {
+  return skip?.has(half) === true ? tape.own(add.tensor.reshape(add.shape)) : add;
 }
 
 /** The experts of each row, weighted by the gates of the router: [..., hiddenSize]. */

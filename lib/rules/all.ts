@@ -7,6 +7,7 @@ export { autolora } from './methods/autolora.js';
 export { bilora } from './methods/bilora.js';
 export { cola } from './methods/cola.js';
 export { doraDynamic } from './methods/dora-dynamic.js';
+export { dropbp } from './methods/dropbp.js';
 export { dylora } from './methods/dylora.js';
 export { gsLora } from './methods/gs-lora.js';
 export { increlora } from './methods/increlora.js';

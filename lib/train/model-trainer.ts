@@ -121,7 +121,7 @@ export class ModelTrainer implements Disposable {
     const { steps, warmup } = options;
     const host = {
       ...{ decoder, adapters, trainer: this.trainer, source, sizes: { steps, warmup }, seed, clip },
-      rehearse: (pass: RulePass) => this.#rehearse(pass),
+      rehearse: (pass: RulePass, skip: ReadonlySet<string>) => this.#rehearse(pass, skip),
       lossOf: (pass: RulePass) => lossOf(decoder, this.#observed(pass)),
       observeInputs: (pass: RulePass, input: (module: string, x: Float32Array) => void) =>
         observeInputs(decoder, this.#observed(pass), input),
@@ -228,10 +228,10 @@ export class ModelTrainer implements Disposable {
   }
 
   /** Gradients of a step on a part of the sequences. */
-  #rehearse(part: RulePass) {
+  #rehearse(part: RulePass, skip: ReadonlySet<string>) {
     return scope(() => {
       this.adapters.refresh();
-      const { gradients } = this.trainer.rehearse(this.passes(part));
+      const { gradients } = this.trainer.rehearse(this.passes(part, skip));
       return gradients.map((gradient) => gradient?.readSync());
     });
   }
@@ -253,11 +253,11 @@ export class ModelTrainer implements Disposable {
   }
 
   /** The passes of the next step, or of one on a part of the sequences. */
-  passes(part?: RulePass): readonly TrainPass[] {
+  passes(part?: RulePass, skip?: ReadonlySet<string>): readonly TrainPass[] {
     return this.nextBatches(part).map(
       (batch): TrainPass =>
         (tape, place) =>
-          this.#pass(tape, batch, place),
+          this.#pass(tape, batch, place, skip ?? this.rules?.skips(place.pass)),
     );
   }
 
@@ -265,10 +265,12 @@ export class ModelTrainer implements Disposable {
     tape: ModelTape,
     { ids, targets }: Batch | CapturedSteps['batches'][number],
     { seed }: PassPlace,
+    skip?: ReadonlySet<string>,
   ) {
     const { batch: B, accumulate, dtype, recompute } = this.options;
     const { byModule, experts } = this.adapters;
-    const call = { adapters: byModule, experts, dtype, recompute, seed };
+    const skipped = skip === undefined ? {} : { skip };
+    const call = { adapters: byModule, experts, dtype, recompute, seed, ...skipped };
     const { features } = this.decoder.forward(tape, { ids, B, T: this.data.train.T }, call);
     const scale = 1 / (accumulate * targets.length);
     const { loss } = this.decoder.loss(tape, features, targets, { ...call, scale });

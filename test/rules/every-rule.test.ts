@@ -44,6 +44,7 @@ const SHORT: Readonly<Record<string, Short>> = {
     ...{ method: 'adalora', settings: { r: 4 }, train: { lr: 1e-2 } },
     rule: { target: 2, initial: 1, final: 1, every: 2 },
   },
+  dropbp: { rule: { rate: 0.5, measure: 4 } },
   dylora: { method: 'dylora', settings: { r: 4 } },
   'gs-lora': { rule: { weight: 20, initial: 1 } },
   lte: { rule: { heads: 3, every: 1 } },

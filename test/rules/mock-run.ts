@@ -32,7 +32,11 @@ interface MockOptions {
   readonly lossOf?: (pass: RulePass) => number;
   readonly observeInputs?: RuleRun<object>['observeInputs'];
   readonly weightGradients?: RuleRun<object>['weightGradients'];
-  readonly gradientsOf?: (pass: RulePass) => ReadonlyMap<string, Float32Array>;
+  readonly blocks?: RuleRun<object>['blocks'];
+  readonly gradientsOf?: (
+    pass: RulePass,
+    skip?: ReadonlySet<string>,
+  ) => ReadonlyMap<string, Float32Array>;
 }
 
 export interface MockRun
@@ -97,6 +101,7 @@ export function mockRun(rule: AnyRule, options: MockOptions): MockRun {
   const made: MockRun = {
     settings: { ...rule.defaults, ...options.settings },
     ...{ step: 0, steps: options.steps ?? 100, seed: 1, lr: options.lr ?? 1e-3 },
+    blocks: options.blocks ?? [],
     ...{ layers, parameters, kept, merged, rebased, restarts: 0, state: {} },
     optimizer: { name: 'adamw', steps: 0, restart: () => made.restarts++ },
     seedOf: (...parts) => hash32(...parts),

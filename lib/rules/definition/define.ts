@@ -6,7 +6,7 @@ import type { AnyRule, RuleClaim, RuleDefinition } from './definition.js';
 const kName = /^[A-Za-z0-9][A-Za-z0-9_-]*$/;
 
 const kHooks = [
-  ...['check', 'state', 'prepare', 'rate', 'data', 'before', 'trains', 'mask', 'gradients'],
+  ...['check', 'state', 'prepare', 'rate', 'data', 'before', 'trains', 'skip', 'mask', 'gradients'],
   ...['after', 'finish'],
 ] as const;
 const kFlags = ['keepsGradients', 'resetsOptimizer', 'writesStates'] as const;
@@ -17,6 +17,7 @@ const kClaimOfHook: Readonly<Record<string, RuleClaim>> = {
   rate: 'rate',
   data: 'data',
   trains: 'step',
+  skip: 'step',
 };
 
 /**

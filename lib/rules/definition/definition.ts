@@ -41,6 +41,8 @@ export interface RuleDefinition<S extends object> {
   before?(run: RuleRun<S>): void;
   /** Is the parameter trained in this step? It has no gradient otherwise. Default true. */
   trains?(run: RuleRun<S>, name: string): boolean;
+  /** Names of {@link RuleRun.blocks} that the backward pass of this pass leaves out. */
+  skip?(run: RuleRun<S>, pass: number): ReadonlySet<string>;
   /** After the passes and before clipping: changes {@link RuleParameter.gradient}; undefined for a step without it. */
   gradients?(run: RuleRun<S>): void;
   /**

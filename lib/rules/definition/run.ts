@@ -47,6 +47,14 @@ export interface RuleParameter {
   writeState(name: string, values: Float32Array): void;
 }
 
+/** Half a block of the model. */
+export interface RuleBlock {
+  /** `layers.0.attention`, `layers.0.mlp` */
+  readonly name: string;
+  /** Products of a row in its linear layers: the sum of their N · K. */
+  readonly cost: number;
+}
+
 /** The factors of an update `scaling · b · a`. */
 export interface RuleUpdate {
   /** [r, K] */
@@ -115,6 +123,8 @@ export interface RuleRun<S extends object> {
   /** Learning rate of this step. */
   readonly lr: number;
   readonly layers: readonly RuleLayer[];
+  /** In the order of the forward pass. */
+  readonly blocks: readonly RuleBlock[];
   /** By name. */
   readonly parameters: ReadonlyMap<string, RuleParameter>;
   /** Arrays that the rule declared, which it writes in place. */
@@ -124,8 +134,11 @@ export interface RuleRun<S extends object> {
   seedOf(...parts: readonly (number | string)[]): number;
   /** Mean loss over as many sequences of a part as a step has, in nats per token, with the parameters as they are. */
   lossOf(pass: RulePass): number;
-  /** The gradients of that loss, by name; with the dropout of the step. */
-  gradientsOf(pass: RulePass): ReadonlyMap<string, Float32Array>;
+  /**
+   * The gradients of that loss, by name; with the dropout of the step.
+   * @param skip blocks that the backward pass leaves out; default none
+   */
+  gradientsOf(pass: RulePass, skip?: ReadonlySet<string>): ReadonlyMap<string, Float32Array>;
   /** Calls `input` with the inputs [rows, K] of each adapted layer on these sequences. */
   observeInputs(pass: RulePass, input: (module: string, x: Float32Array) => void): void;
   /**

@@ -6,14 +6,14 @@ import { fail } from '../../core/errors.js';
 import { hash32 } from '../../core/random.js';
 import { Tensor } from '../../core/tensor.js';
 import type { Decoder } from '../../model/decoder.js';
-import { linearsOf } from '../../model/decoder-weights.js';
+import { type LinearWeights, linearsOf } from '../../model/decoder-weights.js';
 import type { LinearSource } from '../../model/linear-source.js';
 import type { LinearPlace } from '../../model/places.js';
 import type { AnyOptimizer, TrainedParameter } from '../../optim/definition/definition.js';
 import { clip } from '../../optim/run/host-arrays.js';
 import type { StoredState } from '../../optim/run/optimizer-run.js';
 import type { AnyRule, ChosenRule } from '../definition/definition.js';
-import type { RulePass, RuleRun, RuleSizes } from '../definition/run.js';
+import type { RuleBlock, RulePass, RuleRun, RuleSizes } from '../definition/run.js';
 import { Merges } from './merges.js';
 import { requireRules } from './requirements.js';
 import { claimedLayer, RunLayer } from './rule-layer.js';
@@ -55,7 +55,7 @@ export interface RuleHost {
   /** Largest norm of the gradients. */
   readonly clip: number;
   /** The gradients of a step on a part, without an update. */
-  rehearse(pass: RulePass): readonly (Float32Array | undefined)[];
+  rehearse(pass: RulePass, skip: ReadonlySet<string>): readonly (Float32Array | undefined)[];
   lossOf(pass: RulePass): number;
   observeInputs(pass: RulePass, input: (module: string, x: Float32Array) => void): void;
   weightGradients(pass?: RulePass): ReadonlyMap<string, Float32Array>;
@@ -146,6 +146,7 @@ export class RuleEngine {
       get lr() {
         return engine.#lr;
       },
+      blocks: blocksOf(host.decoder),
       layers: layers.map((layer) => claimedLayer(layer, rule.rule, claims)),
       parameters: new Map(this.#parameters.map((parameter) => [parameter.name, parameter])),
       optimizer: {
@@ -164,10 +165,10 @@ export class RuleEngine {
       lossOf: (pass) => host.lossOf(pass),
       observeInputs: (pass, input) => host.observeInputs(pass, input),
       weightGradients: (pass) => host.weightGradients(pass),
-      gradientsOf: (pass) =>
+      gradientsOf: (pass, skip = new Set()) =>
         new Map(
           host
-            .rehearse(pass)
+            .rehearse(pass, skip)
             .flatMap((values, i) =>
               values === undefined ? [] : [[(this.#parameters[i] as RunParameter).name, values]],
             ),
@@ -187,9 +188,12 @@ export class RuleEngine {
 
   /** Why steps cannot be captured; undefined if they can. */
   get notCaptured(): string | undefined {
-    const hooks = ['trains', 'mask', 'gradients', 'keepsGradients'] as const;
+    const hooks = ['trains', 'skip', 'mask', 'gradients', 'keepsGradients'] as const;
     const found = this.#entries.find(({ rule }) => hooks.some((hook) => rule[hook]));
-    return found && `the rule ${found.rule.rule} works on gradients on the host`;
+    return (
+      found &&
+      `the rule ${found.rule.rule} changes what a step computes, or works on it on the host`
+    );
   }
 
   /** The ranks that the written folder has of a layer; undefined for all. */
@@ -233,6 +237,11 @@ export class RuleEngine {
   trains(index: number): boolean {
     const { name } = this.#parameters[index] as RunParameter;
     return this.#entries.every(({ rule, run }) => rule.trains?.(run, name) ?? true);
+  }
+
+  /** Blocks that the backward pass leaves out. */
+  skips(pass: number): ReadonlySet<string> {
+    return new Set(this.#entries.flatMap(({ rule, run }) => [...(rule.skip?.(run, pass) ?? [])]));
   }
 
   edit(gradients: readonly (Tensor | undefined)[]): readonly (Tensor | undefined)[] {
@@ -309,4 +318,23 @@ export class RuleEngine {
   restore(): void {
     this.#merges.restore();
   }
+}
+
+/** The halves of the blocks of a model. */
+function blocksOf({ weights, config }: Decoder): readonly RuleBlock[] {
+  const size = (linears: readonly LinearWeights[]) =>
+    linears.reduce((sum, { place: { N, K } }) => sum + N * K, 0);
+  return weights.layers.flatMap((layer, i) => {
+    const { qkv, attentionOutput, gateUp, down, experts } = layer;
+    const perToken = config.layers[i]?.mlp.experts?.perToken ?? 0;
+    const routed = experts === undefined ? [] : [experts.gateUp.place, experts.down.place];
+    const inner = routed.reduce((sum, { N, K }) => sum + perToken * N * K, 0);
+    return [
+      { name: `layers.${i}.attention`, cost: size([...qkv, attentionOutput]) },
+      {
+        name: `layers.${i}.mlp`,
+        cost: inner + size([...gateUp, ...(down === undefined ? [] : [down])]),
+      },
+    ];
+  });
 }
