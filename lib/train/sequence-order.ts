@@ -1,3 +1,4 @@
+import { fail } from '../core/errors.js';
 import { permutation } from '../core/random.js';
 
 /** A part of the training sequences, and where a step is in it. */
@@ -36,8 +37,19 @@ export class SequenceOrder {
   indices(step: number, pass: number, wanted: SequencePart = kWhole): number[] {
     const { batch, seed, accumulate } = this.options;
     const { part, parts, width = 1, index = step } = wanted;
+    const whole = [part, parts, width, index].every((own) => Number.isInteger(own) && own >= 0);
+    if (!(whole && width >= 1 && part + width <= parts)) {
+      const got = `part ${part}, width ${width} of ${parts}, index ${index}`;
+      fail('ERR_VALUE', 'finetune', 'a part of the sequences', 'within its parts', got);
+    }
     let count = 0;
-    for (let i = part; i < part + width; i++) count += Math.ceil((this.count - i) / parts);
+    for (let i = part; i < part + width; i++) {
+      count += Math.max(0, Math.ceil((this.count - i) / parts));
+    }
+    if (count === 0) {
+      const expected = `some of the ${this.count} sequences (give a longer text, or a shorter --seq-len)`;
+      fail('ERR_VALUE', 'finetune', `part ${part} of ${parts}`, expected, 'none');
+    }
     const names = parts === 1 ? [] : ['part', part, width, parts];
     return Array.from({ length: batch }, (_, i) => {
       const at = (index * accumulate + pass) * batch + i;

@@ -2,7 +2,9 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { ruleList } from '../../lib/index.js';
+import type { FinetuneOptions } from '../../lib/finetune/finetune-files.js';
+import { identityOf } from '../../lib/finetune/run-identity.js';
+import { type AnyRule, type ChosenRule, ruleList } from '../../lib/index.js';
 import { requireBuilt, run } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
 import { writeTinyCheckpoint } from '../finetune/tiny-checkpoint.js';
@@ -75,6 +77,16 @@ describe('docs/training/rules.md', () => {
       'rules must be named once each, got relora twice',
     ],
     [
+      'two rules that take the same',
+      ['--rule', 'relora,cola'],
+      'only one rule may take the base, got relora and cola. Leave one of them out',
+    ],
+    [
+      'a setting that two rules have',
+      ['--rule', 'relora,dora-dynamic', '--adapter', 'adalora', '--set', 'every=2'],
+      'relora.every=VALUE or dora-dynamic.every=VALUE (both have this setting)',
+    ],
+    [
       'a setting of nothing',
       ['--rule', 'relora', '--set', 'evry=2'],
       'or of the rule relora (every, rewarm, prune)',
@@ -116,4 +128,34 @@ describe('docs/training/rules.md', () => {
     expect(fs.existsSync(path.join(folder, 'refused.checkpoint'))).toBe(false);
     expect(fs.existsSync(path.join(folder, 'refused'))).toBe(false);
   });
+});
+
+it('a checkpoint belongs to the rules of its run, their settings and the bytes of their files', () => {
+  const file = path.join(folder, 'mine.ts');
+  fs.writeFileSync(file, 'export default 1;');
+  const inputs = { config: {} as never, weights: '', tokenizer: {}, text: '' };
+  const identity = (rules: readonly ChosenRule[], ruleFiles = {}) =>
+    identityOf(
+      {
+        format: { format: 'none' },
+        adapter: {
+          method: { method: 'lora', definition: { defaults: {} } },
+          settings: {},
+          targets: [],
+        },
+        train: { rules },
+        ruleFiles,
+      } as unknown as FinetuneOptions,
+      inputs,
+    );
+  const relora = ruleList.find(({ rule }) => rule === 'relora') as AnyRule;
+  const plain = identity([]);
+  expect(Object.keys(plain).some((name) => name.includes('rule'))).toBe(false);
+  const one = identity([{ rule: relora, settings: { every: 7 } }]);
+  expect(one).toMatchObject({ rules: ['relora'], 'relora every': 7, 'relora prune': 0.99 });
+  const own = identity([{ rule: relora, settings: {} }], { relora: file });
+  fs.writeFileSync(file, 'export default 2;');
+  const other = identity([{ rule: relora, settings: {} }], { relora: file });
+  const changed = Object.keys(own).filter((name) => own[name] !== other[name] && name !== 'rules');
+  expect(changed).toEqual(['--rule relora file (SHA-256)']);
 });

@@ -5,15 +5,17 @@ import type { AnyMethod } from '../../adapters/definition/method.js';
 import { fail } from '../../core/errors.js';
 import { hash32 } from '../../core/random.js';
 import { Tensor } from '../../core/tensor.js';
+import { checkDims, newArray } from '../../core/validate.js';
 import type { Decoder } from '../../model/decoder.js';
-import { type LinearWeights, linearsOf } from '../../model/decoder-weights.js';
+import { linearsOf } from '../../model/decoder-weights.js';
 import type { LinearSource } from '../../model/linear-source.js';
 import type { LinearPlace } from '../../model/places.js';
 import type { AnyOptimizer, TrainedParameter } from '../../optim/definition/definition.js';
 import { clip } from '../../optim/run/host-arrays.js';
 import type { StoredState } from '../../optim/run/optimizer-run.js';
 import type { AnyRule, ChosenRule } from '../definition/definition.js';
-import type { RuleBlock, RulePass, RuleRun, RuleSizes } from '../definition/run.js';
+import type { RulePass, RuleRun, RuleSizes } from '../definition/run.js';
+import { blocksOf } from './blocks.js';
 import { Merges } from './merges.js';
 import { requireRules } from './requirements.js';
 import { claimedLayer, RunLayer } from './rule-layer.js';
@@ -176,7 +178,8 @@ export class RuleEngine {
     };
     const shapes = rule.state?.(run) ?? {};
     for (const [name, shape] of Object.entries(shapes)) {
-      state[name] = new Float64Array(shape.reduce((a, b) => a * b, 1));
+      const size = checkDims(`rule ${rule.rule}`, shape).reduce((a, b) => a * b, 1);
+      state[name] = newArray(`rule ${rule.rule}`, Float64Array, size);
     }
     return { rule, settings, run, state, shapes };
   }
@@ -258,6 +261,7 @@ export class RuleEngine {
     return gradients.map((gradient, i) => {
       const { gradient: values } = this.#parameters[i] as RunParameter;
       if (gradient === undefined || values === undefined) return undefined;
+      checkLength('the gradient', this.#parameters[i] as RunParameter, values);
       return Tensor.from(values, gradient.shape, { device: gradient.device });
     });
   }
@@ -267,7 +271,9 @@ export class RuleEngine {
     return this.#parameters.flatMap((at) => {
       const masks = this.#entries.flatMap(({ rule, run }) => {
         const mask = rule.mask?.(run, at.name);
-        return mask === undefined ? [] : [mask];
+        if (mask === undefined) return [];
+        checkLength(`the mask of ${rule.rule}`, at, mask);
+        return [mask];
       });
       const [first, ...others] = masks;
       if (first === undefined) return [];
@@ -320,21 +326,12 @@ export class RuleEngine {
   }
 }
 
-/** The halves of the blocks of a model. */
-function blocksOf({ weights, config }: Decoder): readonly RuleBlock[] {
-  const size = (linears: readonly LinearWeights[]) =>
-    linears.reduce((sum, { place: { N, K } }) => sum + N * K, 0);
-  return weights.layers.flatMap((layer, i) => {
-    const { qkv, attentionOutput, gateUp, down, experts } = layer;
-    const perToken = config.layers[i]?.mlp.experts?.perToken ?? 0;
-    const routed = experts === undefined ? [] : [experts.gateUp.place, experts.down.place];
-    const inner = routed.reduce((sum, { N, K }) => sum + perToken * N * K, 0);
-    return [
-      { name: `layers.${i}.attention`, cost: size([...qkv, attentionOutput]) },
-      {
-        name: `layers.${i}.mlp`,
-        cost: inner + size([...gateUp, ...(down === undefined ? [] : [down])]),
-      },
-    ];
-  });
+function checkLength(
+  what: string,
+  { name, trained }: RunParameter,
+  values: ArrayLike<number>,
+): void {
+  const { size } = trained.tensor;
+  if (values.length === size) return;
+  fail('ERR_SHAPE', 'rule', `${what} for ${name}`, `${size} values`, String(values.length));
 }
