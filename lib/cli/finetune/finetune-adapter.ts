@@ -42,7 +42,10 @@ export async function readAdapters(parsed: Arguments): Promise<{
   readonly rules: ChosenRules;
 }> {
   const init = await readStart(parsed);
-  const standard = init?.start.adapters?.[0] ?? 'lora';
+  const [chosenOptimizer, chosenRules] = [await readOptimizer(parsed), await readRules(parsed)];
+  // Without --adapter, the one that the start or a rule is for.
+  const fitting = [init?.start, ...chosenRules.rules].flatMap((each) => each?.adapters ?? []);
+  const standard = fitting[0] ?? 'lora';
   const adapterNames = (parsed.text('adapter') ?? standard).split(',').map((name) => name.trim());
   const methods: { name: string; own: boolean; method: TrainedMethod }[] = [];
   for (const name of adapterNames) {
@@ -58,7 +61,6 @@ export async function readAdapters(parsed: Arguments): Promise<{
   ];
   const names = (...all: { readonly defaults: unknown }[]) =>
     new Set(all.flatMap(({ defaults }) => Object.keys(defaults as object)));
-  const [chosenOptimizer, chosenRules] = [await readOptimizer(parsed), await readRules(parsed)];
   const { optimizer } = chosenOptimizer;
   const texts = splitSettings(parsed, [
     { prefix: 'adapter', names: names(...known) },

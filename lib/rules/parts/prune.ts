@@ -10,8 +10,8 @@ export function quantile(values: ArrayLike<number>, share: number): number {
   return a + (b - a) * (at - low);
 }
 
-/** The values, with 0 in place of those whose size is not above the quantile `share` of the sizes. */
-export function pruneSmallest(values: Float32Array, share: number): Float32Array {
+/** 1 where a value is larger in size than the quantile `share` of the sizes. */
+export function largest(values: Float32Array, share: number): Uint8Array {
   const limit = quantile(values.map(Math.abs), share);
-  return values.map((value) => (Math.abs(value) > limit ? value : 0));
+  return Uint8Array.from(values, (value) => (Math.abs(value) > limit ? 1 : 0));
 }
