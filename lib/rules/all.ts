@@ -10,6 +10,7 @@ export { doraDynamic } from './methods/dora-dynamic.js';
 export { dropbp } from './methods/dropbp.js';
 export { dylora } from './methods/dylora.js';
 export { gsLora } from './methods/gs-lora.js';
+export { iLora } from './methods/i-lora.js';
 export { increlora } from './methods/increlora.js';
 export { loraDrop } from './methods/lora-drop.js';
 export { lte } from './methods/lte.js';

@@ -10,6 +10,7 @@ export type {
   RuleDefinition,
 } from './definition/definition.js';
 export type {
+  RuleAnchor,
   RuleBlock,
   RuleLayer,
   RuleOptimizer,

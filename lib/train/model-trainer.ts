@@ -23,7 +23,13 @@ import { RuleEngine } from '../rules/run/rule-engine.js';
 import type { SequenceSet, TextData } from '../text/text-data.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
-import { lossOf, type ObservedBatch, observeInputs, weightGradients } from './observe.js';
+import {
+  lossOf,
+  type ObservedBatch,
+  observeInputs,
+  squaredDistance,
+  weightGradients,
+} from './observe.js';
 import { learningRate } from './schedule.js';
 import { SequenceOrder } from './sequence-order.js';
 import type { TrainStep } from './train-step.js';
@@ -271,9 +277,24 @@ export class ModelTrainer implements Disposable {
     const { byModule, experts } = this.adapters;
     const skipped = skip === undefined ? {} : { skip };
     const call = { adapters: byModule, experts, dtype, recompute, seed, ...skipped };
-    const { features } = this.decoder.forward(tape, { ids, B, T: this.data.train.T }, call);
+    const tokens = { ids, B, T: this.data.train.T };
+    // Before the tape reads the parameters.
+    const held = (this.rules?.anchors() ?? []).map(({ weight, during }) => {
+      const still = new ModelTape({ recording: false });
+      const plain = { ...call, recompute: false, skip: new Set<string>() };
+      return {
+        weight,
+        to: during(() => this.decoder.forward(still, tokens, plain).features.tensor),
+      };
+    });
+    const { features } = this.decoder.forward(tape, tokens, call);
     const scale = 1 / (accumulate * targets.length);
-    const { loss } = this.decoder.loss(tape, features, targets, { ...call, scale });
+    const { loss: entropy } = this.decoder.loss(tape, features, targets, { ...call, scale });
+    const loss = held.reduce(
+      (sum, { weight, to }) =>
+        tape.add(sum, squaredDistance(tape, features, to), 1, weight / (accumulate * to.size)),
+      entropy,
+    );
     return { loss, added: this.#penalties(seed) };
   }
 

@@ -85,3 +85,13 @@ export function weightGradients(
     return new Map([...sums].map(([module, sum]) => [module, sum.readSync()]));
   });
 }
+
+/** `Σ (a − b)²` over all elements, [1]. */
+export function squaredDistance(tape: ModelTape, a: Value, b: Tensor): Value {
+  const rows = b.size / (b.shape.at(-1) ?? 1);
+  const flat = tape.reshape(tape.cast(a, 'f32'), [rows, b.size / rows]);
+  const other = tape.own(b.to({ dtype: 'f32' }).reshape([rows, b.size / rows]));
+  const difference = tape.add(flat, other, 1, -1);
+  const sums = tape.sum(tape.multiply(difference, difference), 1);
+  return tape.reshape(tape.sum(tape.reshape(sums, [rows, 1]), 0), [1]);
+}

@@ -47,6 +47,7 @@ const SHORT: Readonly<Record<string, Short>> = {
   dropbp: { rule: { rate: 0.5, measure: 4 } },
   dylora: { method: 'dylora', settings: { r: 4 } },
   'gs-lora': { rule: { weight: 20, initial: 1 } },
+  'i-lora': { rule: { keep: 0.5 } },
   lte: { rule: { heads: 3, every: 1 } },
   cola: { rule: { links: 3 } },
   'periodic-lora': { rule: { every: 2, momentum: 0.25 } },

@@ -6,7 +6,19 @@ import type { AnyRule, RuleClaim, RuleDefinition } from './definition.js';
 const kName = /^[A-Za-z0-9][A-Za-z0-9_-]*$/;
 
 const kHooks = [
-  ...['check', 'state', 'prepare', 'rate', 'data', 'before', 'trains', 'skip', 'mask', 'gradients'],
+  ...[
+    'check',
+    'state',
+    'prepare',
+    'rate',
+    'data',
+    'before',
+    'trains',
+    'anchor',
+    'skip',
+    'mask',
+    'gradients',
+  ],
   ...['after', 'finish'],
 ] as const;
 const kFlags = ['keepsGradients', 'resetsOptimizer', 'writesStates'] as const;

@@ -1,7 +1,7 @@
 /** What a rule of training declares: what it takes for itself, what it keeps, and its hooks around a step. */
 
 import type { RefusedSetting } from '../../core/refused-setting.js';
-import type { RulePass, RuleRate, RuleRun, RuleSizes, RuleStep } from './run.js';
+import type { RuleAnchor, RulePass, RuleRate, RuleRun, RuleSizes, RuleStep } from './run.js';
 
 /**
  * What only one rule of a run may have. `base`: it merges into the weights. `shapes`: it removes or adds ranks. `step`: it
@@ -41,6 +41,11 @@ export interface RuleDefinition<S extends object> {
   before?(run: RuleRun<S>): void;
   /** Is the parameter trained in this step? It has no gradient otherwise. Default true. */
   trains?(run: RuleRun<S>, name: string): boolean;
+  /**
+   * Holds the step to what the model computes with other values: the loss gets `weight` times the mean squared difference of the
+   * features that the head takes. It costs a forward pass more.
+   */
+  anchor?(run: RuleRun<S>): RuleAnchor | undefined;
   /** Names of {@link RuleRun.blocks} that the backward pass of this pass leaves out. */
   skip?(run: RuleRun<S>, pass: number): ReadonlySet<string>;
   /** After the passes and before clipping: changes {@link RuleParameter.gradient}; undefined for a step without it. */

@@ -99,6 +99,14 @@ export interface RuleLayer {
   keepRanks(keep: ArrayLike<number>): void;
 }
 
+/** Other values of the parameters, whose features a step is held to. */
+export interface RuleAnchor {
+  /** By the names of parameters; those that are left out are as they are. */
+  readonly values: ReadonlyMap<string, Float32Array>;
+  /** Of the mean squared difference of the features, in the loss. */
+  readonly weight: number;
+}
+
 /** What the optimiser does for a rule. */
 export interface RuleOptimizer {
   readonly name: string;

@@ -191,7 +191,7 @@ export class RuleEngine {
 
   /** Why steps cannot be captured; undefined if they can. */
   get notCaptured(): string | undefined {
-    const hooks = ['trains', 'skip', 'mask', 'gradients', 'keepsGradients'] as const;
+    const hooks = ['trains', 'anchor', 'skip', 'mask', 'gradients', 'keepsGradients'] as const;
     const found = this.#entries.find(({ rule }) => hooks.some((hook) => rule[hook]));
     return (
       found &&
@@ -240,6 +240,26 @@ export class RuleEngine {
   trains(index: number): boolean {
     const { name } = this.#parameters[index] as RunParameter;
     return this.#entries.every(({ rule, run }) => rule.trains?.(run, name) ?? true);
+  }
+
+  /** What the features of this step are held to: the weight, and a call with the other values in place. */
+  anchors(): readonly { readonly weight: number; during<T>(call: () => T): T }[] {
+    return this.#entries.flatMap(({ rule, run }) => {
+      const anchor = rule.anchor?.(run);
+      if (anchor === undefined) return [];
+      const { values, weight } = anchor;
+      const during = <T>(call: () => T): T => {
+        const own = this.#parameters.filter(({ name }) => values.has(name));
+        const before = own.map((parameter) => parameter.values());
+        try {
+          for (const parameter of own) parameter.write(values.get(parameter.name) as Float32Array);
+          return call();
+        } finally {
+          for (const [i, parameter] of own.entries()) parameter.write(before[i] as Float32Array);
+        }
+      };
+      return [{ weight, during }];
+    });
   }
 
   /** Blocks that the backward pass leaves out. */
