@@ -247,7 +247,6 @@ export {
   type DecoderCall,
   type DecoderPass,
   type DecoderTokens,
-  documentBegins,
 } from './model/decoder.js';
 export type {
   DecoderPlaces,
@@ -262,6 +261,7 @@ export {
   type LinearWeights,
   type LoadOptions,
 } from './model/decoder-weights.js';
+export { documentBegins } from './model/document-begins.js';
 export { ExpertsLora } from './model/expert-adapters.js';
 export { type GenerateOptions, generate } from './model/generate.js';
 export { GgufModel, openGgufModel } from './model/gguf/gguf-model.js';

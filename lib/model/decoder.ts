@@ -23,6 +23,7 @@ import { Indices, type IndicesOptions } from '../ops/model/indices.js';
 import type { DecoderConfig, DecoderLayerConfig, ExpertsConfig } from './config/decoder-config.js';
 import type { DecoderTape } from './decoder-tape.js';
 import type { DecoderWeights, LayerWeights, LinearWeights } from './decoder-weights.js';
+import { documentBegins } from './document-begins.js';
 import { type ExpertsLora, expertsName } from './expert-adapters.js';
 import type { ExpertLayerWeights, ExpertsWeights } from './expert-weights.js';
 import type { KvCache } from './kv-cache.js';
@@ -447,21 +448,6 @@ function linear(
 /** The caller's indices, or new ones of the call. */
 function indicesOf(given: Int32Array | Indices, options: IndicesOptions): Indices {
   return Indices.is(given) ? given : Indices.from(given, options);
-}
-
-/**
- * The row of its sequence at which each row's document begins, from rows of T segments: what `documents` of
- * {@link DecoderTokens} and of {@link attention} holds.
- * @example
- * documents.write(documentBegins(segments, T)); // before a replay
- */
-export function documentBegins(segments: Int32Array, T: number): Int32Array {
-  const begins = new Int32Array(segments.length);
-  for (let m = 0; m < segments.length; m++) {
-    const same = m % T !== 0 && segments[m] === segments[m - 1];
-    begins[m] = same ? (begins[m - 1] as number) : m % T;
-  }
-  return begins;
 }
 
 function checkTokens({ B, T, ids, segments, documents }: DecoderTokens): void {

@@ -139,6 +139,44 @@ describe('relora', () => {
     },
   );
 
+  it('adds up to an update of a higher rank than its adapters have', async () => {
+    const rankOf = (values: Float64Array, N: number, K: number) => {
+      const rows = Array.from({ length: N }, (_, n) =>
+        Array.from(values.subarray(n * K, (n + 1) * K)),
+      );
+      const most = Math.max(...values.map(Math.abs));
+      let rank = 0;
+      for (let k = 0; k < K && rank < N; k++) {
+        const at = (n: number) => Math.abs(rows[n]?.[k] ?? 0);
+        let best = rank;
+        for (let n = rank; n < N; n++) if (at(n) > at(best)) best = n;
+        if (at(best) < 1e-4 * most) continue;
+        [rows[rank], rows[best]] = [rows[best] as number[], rows[rank] as number[]];
+        const pivot = rows[rank] as number[];
+        for (let n = rank + 1; n < N; n++) {
+          const row = rows[n] as number[];
+          const factor = (row[k] as number) / (pivot[k] as number);
+          for (let j = k; j < K; j++) row[j] = (row[j] as number) - factor * (pivot[j] as number);
+        }
+        rank++;
+      }
+      return rank;
+    };
+    const made = tiny({ every: 4, rewarm: 1, prune: 1 }, 'none', { steps: 12 });
+    await run(made.trainer, 12);
+    for (const { place } of made.trainer.adapters.layers) {
+      const { module, N, K } = place;
+      const own = updateOf(made.trainer, module, N, K);
+      const before = originalOf(made, module);
+      const whole = baseOf(made.trainer, module).map(
+        (value, i) => value + (own[i] as number) - (before[i] as number),
+      );
+      expect(rankOf(own, N, K), module).toBe(3);
+      expect(rankOf(whole, N, K), module).toBeGreaterThan(6);
+    }
+    made.dispose();
+  });
+
   it('rounds a base once, however often it is merged into', async () => {
     const made = tiny({ every: 1, rewarm: 0, prune: 1 }, 'nf4', { steps: 6 });
     await run(made.trainer, 6);
