@@ -268,6 +268,7 @@ export { GgufModel, openGgufModel } from './model/gguf/gguf-model.js';
 export { openModel } from './model/gguf/open-model.js';
 export { HfModel, openHfModel } from './model/hf-model.js';
 export { KvCache, type KvCacheOptions } from './model/kv-cache.js';
+export { LinearSource } from './model/linear-source.js';
 export type { LlamaConfig } from './model/llama-config.js';
 export { type DecoderAdapters, loadAdapters, loadDecoderAdapters } from './model/load-adapters.js';
 export type { ModelFiles, OnTensor } from './model/model-files.js';
@@ -467,22 +468,6 @@ export {
 export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
 export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
-export {
-  type AdaptedLayer,
-  type AdapterConfig,
-  AdapterSet,
-  type AdapterStart,
-  type Targets,
-  type TrainedMethod,
-} from './train/adapter-set.js';
-export { CapturedTraining, type CaptureStepOptions } from './train/captured-training.js';
-export { memoryOfRun, type RunMemory, type RunSize } from './train/memory.js';
-export type { TrainStep } from './train/train-step.js';
-export {
-  type PassPlace,
-  type PassResult,
-  Trainer,
-  type TrainerOptions,
-  type TrainPass,
-} from './train/trainer.js';
-export { TreeSum } from './train/tree-sum.js';
+export { SequenceSet, type TextData } from './text/text-data.js';
+export * from './train/public.js';
+export { writeTrainedAdapter } from './trained/write-trained.js';

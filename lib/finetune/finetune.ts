@@ -26,6 +26,7 @@ import { packText, readText, type TextData } from '../text/text-data.js';
 import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
 import { AdapterSet, requireFitting } from '../train/adapter-set.js';
 import { ModelTrainer, type StepResult } from '../train/model-trainer.js';
+import { writeAdapter } from '../trained/write-adapter.js';
 import {
   checkpointPath,
   type FinetuneOptions,
@@ -33,7 +34,6 @@ import {
   requireLength,
   requireUsableOut,
   requireWritable,
-  writeAdapter,
 } from './finetune-files.js';
 import { requireMemory } from './plan.js';
 import { identityOf } from './run-identity.js';

@@ -1,6 +1,6 @@
 /** What the library exports of rules. */
 
-/** Every rule of training that comes with the library, by name: docs/rules.md. */
+/** Every rule of training that comes with the library, by name: docs/training/rules.md. */
 export * as rules from './all.js';
 export { defineRule } from './definition/define.js';
 export type {

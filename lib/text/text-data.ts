@@ -10,8 +10,9 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileError, readSmallFile } from '../checkpoint/files/file-access.js';
-import { LowrankError } from '../core/errors.js';
+import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import { checkInteger } from '../core/validate.js';
 import type { TextTokenizer } from './tokenizer.js';
 
 const kMaxTextBytes = 256 << 20;
@@ -66,13 +67,24 @@ function textFiles(op: string, source: string): string[] {
   throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
 }
 
-/** Sequences of T tokens with their targets. */
+/**
+ * Sequences of T tokens with their targets.
+ * @example
+ * const train = new SequenceSet(Int32Array.from([5, 3, 8, 1, 7]), 2); // 5 3 and 8 1, with the targets 3 8 and 1 7
+ */
 export class SequenceSet {
+  /** @throws ERR_TYPE · ERR_VALUE */
   constructor(
     /** count · T + 1 tokens. */
     private readonly tokens: Int32Array,
     readonly T: number,
-  ) {}
+  ) {
+    const op = 'SequenceSet';
+    if (!(tokens instanceof Int32Array)) throw wrongType(op, 'tokens', 'an Int32Array', tokens);
+    checkInteger(op, 'T', T, 1, 2 ** 31 - 1);
+    if (tokens.length > T && (tokens.length - 1) % T === 0) return;
+    fail('ERR_VALUE', op, 'tokens', `a multiple of T (${T}), and one more`, String(tokens.length));
+  }
 
   get count(): number {
     return (this.tokens.length - 1) / this.T;

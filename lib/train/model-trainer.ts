@@ -23,6 +23,7 @@ import { RuleEngine } from '../rules/run/rule-engine.js';
 import type { SequenceSet, TextData } from '../text/text-data.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
+import { checkTrainOptions } from './check-options.js';
 import {
   lossOf,
   type ObservedBatch,
@@ -89,6 +90,14 @@ interface CapturedSteps {
   readonly training: CapturedTraining;
 }
 
+/**
+ * Trains the adapters of a decoder on sequences of tokens, with a schedule of the learning rate and rules.
+ * @example
+ * using trainer = new ModelTrainer(decoder, set, { train, heldOut, tokens }, options, new LinearSource(model, format, 'cpu'));
+ * while (trainer.step < options.steps) console.log((await trainer.train()).loss);
+ * trainer.finish();
+ * await writeTrainedAdapter('./adapter', trainer);
+ */
 export class ModelTrainer implements Disposable {
   readonly trainer: Trainer;
   /** The rules of the run, if it has any. */
@@ -97,7 +106,10 @@ export class ModelTrainer implements Disposable {
   #notCaptured: string | undefined;
   readonly #order: SequenceOrder;
 
-  /** @param source where the base can be read from, for rules that merge into it */
+  /**
+   * @param source where the base can be read from, for rules that merge into it
+   * @throws ERR_TYPE, ERR_VALUE, ERR_DTYPE for options · ERR_UNSUPPORTED for rules that do not fit each other or the run
+   */
   constructor(
     readonly decoder: Decoder,
     readonly adapters: AdapterSet,
@@ -105,6 +117,7 @@ export class ModelTrainer implements Disposable {
     readonly options: TrainOptions,
     source?: LinearSource,
   ) {
+    checkTrainOptions('ModelTrainer', options);
     const { weightDecay, clip, seed, optimizer, optimizerSettings, rules = [] } = options;
     this.#order = new SequenceOrder(data.train.count, options);
     this.trainer = new Trainer(adapters.parameters, {

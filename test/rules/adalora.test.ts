@@ -2,8 +2,8 @@
 import path from 'node:path';
 import { expect, it } from 'vitest';
 import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
-import { writeAdapter } from '../../lib/finetune/finetune-files.js';
 import { readAdapterFolder, Tensor } from '../../lib/index.js';
+import { writeAdapter } from '../../lib/trained/write-adapter.js';
 import { filesOf, matrixOf, worst } from '../adapters/peft-load.js';
 import { temporaryFolder, tinyTrainer, weightsOf } from '../finetune/setup.js';
 import { loadAsPeft } from '../oracle/peft/index.js';

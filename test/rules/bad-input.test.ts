@@ -12,6 +12,7 @@ import {
   type RawTensor,
   type RuleDefinition,
   rules,
+  SequenceSet,
   writeSafetensors,
 } from '../../lib/index.js';
 import type { ModelTrainer, TrainOptions } from '../../lib/train/model-trainer.js';
@@ -139,6 +140,46 @@ describe('a run refuses', () => {
     ],
   ])('%s', (_, chosen, more, message) => {
     expect(errorOf(() => tiny(chosen, more))).toMatch(message);
+  });
+});
+
+describe('a trainer refuses', () => {
+  it.each<[string, object, RegExp]>([
+    ['steps that are none', { steps: 0 }, /^ERR_VALUE ModelTrainer: steps must be .*got 0/],
+    ['half a sequence', { batch: 1.5 }, /^ERR_VALUE ModelTrainer: batch/],
+    ['a rate below 0', { lr: -1 }, /^ERR_VALUE ModelTrainer: lr must be at least 0, got -1/],
+    ['a norm of 0', { clip: 0 }, /^ERR_VALUE ModelTrainer: clip must be above 0, got 0/],
+    ['a rate that is a text', { lr: '1' }, /^ERR_TYPE ModelTrainer: lr/],
+    ['another dtype', { dtype: 'f8' }, /ModelTrainer: dtype must be/],
+    [
+      'a flag that is none',
+      { recompute: 1 },
+      /^ERR_TYPE ModelTrainer: recompute must be a boolean/,
+    ],
+    [
+      'rules that are no list',
+      { rules: rules.relora },
+      /^ERR_TYPE ModelTrainer: rules must be an array/,
+    ],
+    [
+      'a rule that is none',
+      { rules: [{ rule: { rule: 'x' } }] },
+      /^ERR_TYPE rule: rules\[0\]\.rule must be what defineRule returns/,
+    ],
+  ])('%s', (_, more, message) => {
+    expect(errorOf(() => tinyTrainer(SIZES, { format: 'none' }, more as never))).toMatch(message);
+  });
+
+  it('tokens that are no whole sequences', () => {
+    const set = (tokens: unknown, T: unknown) =>
+      errorOf(() => new SequenceSet(tokens as never, T as never));
+    expect(set([1, 2], 1)).toMatch(/^ERR_TYPE SequenceSet: tokens must be an Int32Array/);
+    expect(set(new Int32Array(3), 0)).toMatch(/^ERR_VALUE SequenceSet: T/);
+    expect(set(new Int32Array(8), 4)).toMatch(
+      /tokens must be a multiple of T \(4\), and one more, got 8/,
+    );
+    expect(set(new Int32Array(1), 4)).toMatch(/got 1$/);
+    expect(set(new Int32Array(9), 4)).toBe('nothing');
   });
 });
 

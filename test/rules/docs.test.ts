@@ -1,6 +1,8 @@
 // docs/training/rules.md: its example runs, its table has every rule with its settings, and the command refuses what does not fit.
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { FinetuneOptions } from '../../lib/finetune/finetune-files.js';
 import { identityOf } from '../../lib/finetune/run-identity.js';
@@ -46,7 +48,7 @@ describe('docs/training/rules.md', () => {
 
   it('has a rule of one’s own in less than 25 lines, which runs', async () => {
     const file = path.join('examples', 'own-rule', 'mean-of-steps.ts');
-    const own = blocks[0] as string;
+    const own = blocks[1] as string;
     expect(own.split('\n').length).toBeLessThan(25);
     expect(fs.readFileSync(path.join(root, file), 'utf8')).toContain(own);
     const done = await train('--rule', path.join(root, file), '--set', 'from=1');
@@ -56,6 +58,26 @@ describe('docs/training/rules.md', () => {
     const refused = await train('--rule', path.join(root, file), '--set', 'from=-1');
     expect(refused.code).toBe(2);
     expect(refused.stderr).toContain('from must be at least 0, got -1');
+  });
+
+  it('has a loop of one’s own that runs', () => {
+    const entry = pathToFileURL(path.join(root, 'dist', 'index.js')).href;
+    const own = temporaryFolder();
+    const loop = (blocks[0] as string)
+      .replace("'lowrank'", JSON.stringify(entry))
+      .replace("'./model'", JSON.stringify(path.join(folder, 'model')))
+      .replace(' as const', '')
+      .replace('using trainer', 'const trainer')
+      .replace("'./adapter'", JSON.stringify(path.join(own, 'adapter')));
+    fs.writeFileSync(path.join(own, 'loop.mjs'), loop);
+    const losses = execFileSync(process.execPath, [path.join(own, 'loop.mjs')], {
+      encoding: 'utf8',
+    });
+    const [first = 0, ...others] = losses.trim().split('\n').map(Number);
+    expect(others.length).toBe(11);
+    expect(others.at(-1)).toBeLessThan(first);
+    const config = fs.readFileSync(path.join(own, 'adapter', 'adapter_config.json'), 'utf8');
+    expect(JSON.parse(config)).toMatchObject({ r: 24, peft_type: 'LORA' });
   });
 
   it('the command runs a rule to its folder', async () => {

@@ -133,7 +133,7 @@ describe('dropbp', () => {
       rates[next.i] = (rates[next.i] as number) + 0.1;
     }
     const own = Array.from(run.state.rates as Float64Array);
-    own.forEach((p, i) => expect(p).toBeCloseTo(rates[i] as number, 9));
+    for (const [i, p] of own.entries()) expect(p).toBeCloseTo(rates[i] as number, 9);
     expect(new Set(own.map((p) => p.toFixed(1))).size).toBeGreaterThan(2);
   });
 

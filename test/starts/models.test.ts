@@ -3,7 +3,6 @@ import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { rawToFloat32 } from '../../lib/checkpoint/raw-tensor.js';
 import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
-import { writeAdapter } from '../../lib/finetune/finetune-files.js';
 import { restoreRunState, saveRunState } from '../../lib/finetune/run-state.js';
 import {
   type InputSums,
@@ -17,6 +16,7 @@ import {
 import { linearsOf } from '../../lib/model/decoder-weights.js';
 import { calibrate } from '../../lib/starts/calibration/calibrate.js';
 import { ObservingTape } from '../../lib/starts/calibration/observing-tape.js';
+import { writeAdapter } from '../../lib/trained/write-adapter.js';
 import { filesOf, matrixOf, worst as worstOf } from '../adapters/peft-load.js';
 import {
   gradientOf,

@@ -77,8 +77,8 @@ Training
   --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
   --optimizer NAME    adamw, lora-plus, lion, ... (docs/optimizers.md), or a file of one's own [adamw]
-  --rule NAME         what happens around the steps (relora, adalora, ...; docs/rules.md), or a file of
-                      one's own; several with commas between them
+  --rule NAME         what happens around the steps (relora, adalora, ...; docs/training/rules.md), or
+                      a file of one's own; several with commas between them
   --lr X              peak learning rate     [0.003, times what the method and the optimizer want]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
   --weight-decay X    decoupled                                           [0]

@@ -33,7 +33,7 @@ const kClaimOfHook: Readonly<Record<string, RuleClaim>> = {
 };
 
 /**
- * Checks and freezes a rule of one's own. See docs/rules.md.
+ * Checks and freezes a rule of one's own. See docs/training/rules.md.
  * @throws ERR_TYPE · ERR_VALUE
  * @example
  * const halve = defineRule({

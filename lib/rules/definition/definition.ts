@@ -71,6 +71,6 @@ export type AnyRule = RuleDefinition<any>;
 /** A rule with its settings, as options name it. */
 export interface ChosenRule {
   readonly rule: AnyRule;
-  /** Those that differ from its defaults. */
-  readonly settings: Readonly<Record<string, unknown>>;
+  /** Those that differ from its defaults; default none. */
+  readonly settings?: Readonly<Record<string, unknown>>;
 }

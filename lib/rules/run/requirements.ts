@@ -1,8 +1,9 @@
 /** Refuses rules that do not fit each other or the run, before it starts. */
 
-import { fail, LowrankError } from '../../core/errors.js';
+import { fail, LowrankError, wrongType } from '../../core/errors.js';
 import { settingsOver } from '../../core/settings.js';
 import type { AnyOptimizer } from '../../optim/definition/definition.js';
+import { isRule } from '../definition/define.js';
 import type { AnyRule, ChosenRule, RuleClaim } from '../definition/definition.js';
 import type { RuleSizes } from '../definition/run.js';
 
@@ -42,7 +43,8 @@ export function requireRules(
 ): readonly Readonly<Record<string, unknown>>[] {
   const claimed = new Map<RuleClaim, string>();
   const names = new Set<string>();
-  for (const { rule } of rules) {
+  for (const [i, { rule }] of rules.entries()) {
+    if (!isRule(rule)) throw wrongType(op, `rules[${i}].rule`, 'what defineRule returns', rule);
     if (names.has(rule.rule))
       fail('ERR_VALUE', op, 'rules', 'named once each', `${rule.rule} twice`);
     names.add(rule.rule);
@@ -61,7 +63,9 @@ export function requireRules(
   return rules.map(({ rule, settings }) => {
     const defaults = rule.defaults as Readonly<Record<string, unknown>>;
     const check = (own: object) => rule.check?.(own, sizes);
-    return Object.freeze(settingsOver(op, `the rule ${rule.rule}`, { defaults, check }, settings));
+    return Object.freeze(
+      settingsOver(op, `the rule ${rule.rule}`, { defaults, check }, settings ?? {}),
+    );
   });
 }
 
