@@ -249,7 +249,6 @@ export {
   type DecoderCall,
   type DecoderPass,
   type DecoderTokens,
-  documentBegins,
 } from './model/decoder.js';
 export type {
   DecoderPlaces,
@@ -264,12 +263,14 @@ export {
   type LinearWeights,
   type LoadOptions,
 } from './model/decoder-weights.js';
+export { documentBegins } from './model/decoder-tokens.js';
 export { ExpertsLora } from './model/expert-adapters.js';
 export { type GenerateOptions, generate } from './model/generate.js';
 export { GgufModel, openGgufModel } from './model/gguf/gguf-model.js';
 export { openModel } from './model/gguf/open-model.js';
 export { HfModel, openHfModel } from './model/hf-model.js';
 export { KvCache, type KvCacheOptions } from './model/kv-cache.js';
+export { LinearSource } from './model/linear-source.js';
 export type { LlamaConfig } from './model/llama-config.js';
 export { type DecoderAdapters, loadAdapters, loadDecoderAdapters } from './model/load-adapters.js';
 export type { ModelFiles, OnTensor } from './model/model-files.js';
@@ -450,6 +451,7 @@ export { type AdamwSettings, adamw } from './optim/elementwise/adamw.js';
 export { optimizerList } from './optim/optimizers.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
+export * from './rules/public.js';
 /** Every start of adapters that comes with the library, by name: docs/training/starts.md. */
 export * as starts from './starts/all.js';
 export type { OnBatch } from './starts/calibration/calibrate.js';
@@ -471,18 +473,7 @@ export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
 export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
 export * from './statistics/all.js';
-export {
-  type AdaptedLayer,
-  type AdapterConfig,
-  AdapterSet,
-  type AdapterStart,
-  type Targets,
-  type TrainedMethod,
-} from './train/adapter-set.js';
-export { CapturedTraining, type CaptureStepOptions } from './train/captured-training.js';
-export { memoryOfRun, type RunMemory, type RunSize } from './train/memory.js';
-export type { PrivateSteps } from './train/private-step.js';
-export type { PassPlace, PassResult, TrainPass } from './train/train-pass.js';
-export type { TrainStep } from './train/train-step.js';
-export { Trainer, type TrainerOptions } from './train/trainer.js';
-export { TreeSum } from './train/tree-sum.js';
+export type { Batch, Sequences, TrainingData } from './text/sequences.js';
+export { SequenceSet } from './text/text-data.js';
+export * from './train/public.js';
+export { writeTrainedAdapter } from './trained/write-trained.js';

@@ -1,29 +1,18 @@
 /**
- * The options of a fine-tune, and the files that it writes.
+ * The options of a fine-tune, and the checks of what it writes.
  */
 
 import fs from 'node:fs';
 import path from 'node:path';
-import type { Adapter } from '../adapters/definition/adapter.js';
-import { type AlphaConfig, exactly } from '../adapters/parts/scaling.js';
-import { type ExpertsParameter, expertsToPeft } from '../adapters/peft/experts-to-peft.js';
-import { writeAdapterFolder } from '../adapters/peft/folder.js';
 import { adaptersToPeft } from '../adapters/peft/peft.js';
-import type { PeftFolder } from '../adapters/peft/peft-tensors.js';
 import { fileError } from '../checkpoint/files/file-access.js';
 import { requireUnlocked } from '../checkpoint/files/lock.js';
-import { type PeftAdapterParts, writePeftAdapter } from '../checkpoint/peft/peft.js';
-import type { RawTensor } from '../checkpoint/raw-tensor.js';
+import type { Device } from '../core/device.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
-import { scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
 import type { DataOptions } from '../data/data-source.js';
-import type { Device } from '../index.js';
 import type { BaseFormat } from '../model/base-format.js';
-import { readsOutputs } from '../model/expert-adapters.js';
-import { convertedFactors } from '../starts/parts/converted.js';
-import type { AdaptedLayer, AdapterConfig, AdapterSet } from '../train/adapter-set.js';
+import type { AdapterConfig, AdapterSet } from '../train/adapter-set.js';
 import type { TrainOptions } from '../train/model-trainer.js';
 import type { PrivacyGoal } from './privacy-goal.js';
 
@@ -49,6 +38,8 @@ export interface FinetuneOptions extends DataOptions {
   readonly initBatches?: number;
   /** The file of the optimiser in `train`, if it is not part of the library. */
   readonly optimizerFile?: string;
+  /** The files of rules in `train` that are not part of the library, by their names. */
+  readonly ruleFiles?: Readonly<Record<string, string>>;
   readonly train: TrainOptions;
   /** Differentially private training, with `train.clip` as the bound of each sequence's gradient; default none. */
   readonly privacy?: PrivacyGoal;
@@ -119,108 +110,6 @@ export async function requireWritable(adapters: AdapterSet): Promise<readonly st
     ...warnings,
     `PEFT has ${method} for embeddings only, and computes something else for linear layers`,
   ];
-}
-
-/**
- * Writes the adapter folder atomically, in PEFT's layout.
- * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
- */
-export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): Promise<void> {
-  const { config, layers, targets, byModule } = adapters;
-  if (config.method.method !== 'lora') {
-    const { method, definition } = config.method;
-    await writeAdapterFolder(options.out, byModule, {
-      base_model_name_or_path: options.model,
-      ...(definition.peft?.wholeTargets ? {} : { target_modules: [...targets].sort() }),
-      ...(method === 'adalora' ? { total_step: options.train.steps } : {}),
-      task_type: 'CAUSAL_LM',
-    });
-    return;
-  }
-  if (adapters.experts.size > 0) {
-    await writeAdapterFolder(options.out, await expertsFolder(adapters), {
-      base_model_name_or_path: options.model,
-      task_type: 'CAUSAL_LM',
-    });
-    return;
-  }
-  const settings = { ...config.method.definition.defaults, ...config.settings };
-  const { rslora, dropout, loraBias } = settings as unknown as AlphaConfig & {
-    readonly loraBias: boolean;
-  };
-  const modules = layers.map((layer) => loraModule(adapters, layer, loraBias));
-  const [first] = modules as [LoraModule, ...LoraModule[]];
-  const others = modules.filter(({ r }) => r !== first.r);
-  writePeftAdapter(options.out, {
-    config: {
-      r: first.r,
-      loraAlpha: first.loraAlpha,
-      rankPattern: new Map(others.map(({ module, r }) => [exactly(module), r])),
-      alphaPattern: new Map(others.map(({ module, loraAlpha }) => [exactly(module), loraAlpha])),
-      useRslora: rslora,
-      loraDropout: dropout,
-      loraBias,
-      targetModules: targets,
-      taskType: 'CAUSAL_LM',
-      baseModelNameOrPath: options.model,
-      initLoraWeights: config.start?.start.peft ?? true,
-    },
-    modules,
-  });
-}
-
-/** A LoRA layer as PEFT stores it, with its rank and its alpha. */
-type LoraModule = PeftAdapterParts['modules'][number] & {
-  readonly r: number;
-  readonly loraAlpha: number;
-};
-
-/** Over a base that its start replaced, an adapter is stored as LoRA of twice the rank over the original weight. */
-function loraModule(
-  { startFactors }: AdapterSet,
-  { place: { module }, adapter }: AdaptedLayer,
-  biased: boolean,
-): LoraModule {
-  const raw = (tensor: Tensor): RawTensor => ({
-    dtype: 'F32',
-    shape: tensor.shape,
-    data: tensor.readSync(),
-  });
-  const { loraA, loraB, loraBias } = adapter.parameters as Readonly<Record<string, Tensor>>;
-  const { r, loraAlpha, rslora } = adapter.config as unknown as AlphaConfig;
-  const bias = biased ? { loraBias: raw(loraBias as Tensor) } : {};
-  const trained = { loraA: loraA as Tensor, loraB: loraB as Tensor };
-  const start = startFactors.get(module) as typeof trained | undefined;
-  if (start === undefined) {
-    const factors = { loraA: raw(trained.loraA), loraB: raw(trained.loraB) };
-    return { module, ...factors, ...bias, r, loraAlpha };
-  }
-  return scope(() => {
-    const wide = convertedFactors(trained, start);
-    const factors = { loraA: raw(wide.loraA), loraB: raw(wide.loraB) };
-    const grown = rslora ? Math.SQRT2 : 2;
-    return { module, ...factors, ...bias, r: 2 * r, loraAlpha: grown * loraAlpha };
-  });
-}
-
-/** LoRA of experts, and of linear layers, as PEFT has both in one folder. */
-async function expertsFolder({ experts, byModule }: AdapterSet): Promise<PeftFolder> {
-  const modules = new Map<string, ExpertsParameter[]>();
-  const made: Adapter[] = [];
-  try {
-    // PEFT wraps the last parameter of a module first.
-    for (const lora of [...experts.values()].reverse()) {
-      const { module, parameter } = lora.place;
-      const parts = lora.split();
-      made.push(...parts);
-      const list = modules.get(module) ?? [];
-      list.push({ parameter, experts: parts, transposed: readsOutputs(lora.place) });
-      modules.set(module, list);
-    }
-    return await expertsToPeft(new Map([...modules].reverse()), byModule);
-  } finally {
-    for (const adapter of made) adapter.dispose();
-  }
 }
 
 /** The first words of two documents from the last tenth, which is held out. */

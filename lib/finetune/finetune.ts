@@ -20,12 +20,14 @@ import type { DecoderPlaces } from '../model/decoder-tensors.js';
 import { type BaseMemory, DecoderWeights } from '../model/decoder-weights.js';
 import { generate } from '../model/generate.js';
 import { openModel } from '../model/gguf/open-model.js';
+import { LinearSource } from '../model/linear-source.js';
 import type { ModelFiles } from '../model/model-files.js';
 import { needsData, type Starter } from '../starts/starter.js';
 import type { TrainingData } from '../text/sequences.js';
 import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
 import { AdapterSet, requireFitting } from '../train/adapter-set.js';
 import { ModelTrainer, type StepResult } from '../train/model-trainer.js';
+import { writeAdapter } from '../trained/write-adapter.js';
 import {
   checkpointPath,
   type FinetuneOptions,
@@ -33,11 +35,11 @@ import {
   requireLength,
   requireUsableOut,
   requireWritable,
-  writeAdapter,
 } from './finetune-files.js';
 import { requireMemory } from './plan.js';
 import { privacyOf, privateTrain, type RunPrivacy, requirePrivate } from './privacy.js';
 import { identityOf } from './run-identity.js';
+import { requireRunRules } from './run-rules.js';
 import { type LossHistory, restoreRunState } from './run-state.js';
 import { calibrationOf, starterOf } from './start.js';
 import { StateFile } from './state-file.js';
@@ -129,6 +131,7 @@ export function requireRuns(runs: readonly FinetuneOptions[]): void {
     const { model, adapter, device = defaultDevice() } = options;
     requireFitting(adapter, places.get(model) as DecoderPlaces, device);
     starterOf(openModel(model), options, device);
+    requireRunRules(openModel(model), options);
   }
   for (const { out } of runs) requireUsableOut(out);
 }
@@ -180,6 +183,7 @@ class FinetuneRun {
     const device = options.device ?? defaultDevice();
     const parameters = requireFitting(options.adapter, model.places, device);
     requireMemory(model, options, parameters);
+    requireRunRules(model, options);
     const starter = starterOf(model, options, device);
     this.starter = starter;
     const pause = () => this.pause();
@@ -200,7 +204,9 @@ class FinetuneRun {
     const adapters = new AdapterSet(decoder, options.adapter, options.train.seed, started);
     this.adapters = adapters;
     for (const text of await requireWritable(adapters)) observer.warning?.(text);
-    const trainer = new ModelTrainer(decoder, adapters, data, privateTrain(options.train, privacy));
+    const files = new LinearSource(model, options.format, device);
+    const train = privateTrain(options.train, privacy);
+    const trainer = new ModelTrainer(decoder, adapters, data, train, files);
     this.trainer = trainer;
     const identity = identityOf(options, {
       config: model.decoder,
@@ -227,7 +233,7 @@ class FinetuneRun {
     observer.phase?.('writing');
     trainer.trainer.showEvaluated();
     try {
-      await writeAdapter(options, trainer.adapters);
+      await writeAdapter(options, trainer.adapters, trainer.rules);
     } catch (error) {
       throw state.rescue(error);
     }
@@ -239,8 +245,9 @@ class FinetuneRun {
     observer.phase?.('sampling');
     const after = await this.samples(trainer, tokenizer, { prompts, ends }, true);
     const { method, settings } = options.adapter;
-    const plain = method.method === 'lora' && settings.loraBias !== true && starter === undefined;
-    const compares = options.compare && plain && source.plain && privacy === undefined;
+    const own = starter === undefined && trainer.rules === undefined && privacy === undefined;
+    const plain = method.method === 'lora' && settings.loraBias !== true && own;
+    const compares = options.compare && plain && source.plain;
     const comparison = compares ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
     const pairs = options.train.dpoBeta !== undefined;
@@ -339,6 +346,7 @@ class FinetuneRun {
         observer.warning?.(`steps run without a graph: ${uncaptured}`);
       }
       history.train.push(result.loss);
+      state.fit();
       observer.step?.(result, history.heldOut[history.heldOut.length - 1]?.loss);
       const due = (every: number) => every > 0 && trainer.step % every === 0;
       if (due(options.evalEvery) && trainer.step < total) {
@@ -346,6 +354,7 @@ class FinetuneRun {
       }
       if (due(options.saveEvery) && trainer.step < total) save();
     }
+    trainer.finish();
     const last = history.heldOut[history.heldOut.length - 1];
     if (last?.step !== trainer.step) await this.evaluate(trainer, history, save);
     return { seconds: milliseconds / 1000, steps };

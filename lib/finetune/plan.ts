@@ -10,6 +10,7 @@ import { fittingChange, memoryOfRun, type RunMemory, type RunSize } from '../tra
 import type { FinetuneOptions } from './finetune-files.js';
 import { requireLength } from './finetune-files.js';
 import { requirePrivate } from './privacy.js';
+import { requireRunRules } from './run-rules.js';
 import { starterOf } from './start.js';
 
 const kOp = 'finetune';
@@ -49,6 +50,7 @@ export function planRun(options: FinetuneOptions): RunPlan {
   const device = options.device ?? defaultDevice();
   const parameters = requireFitting(options.adapter, model.places, device);
   starterOf(model, options, device);
+  requireRunRules(model, options);
   return planOf(model, options, parameters);
 }
 

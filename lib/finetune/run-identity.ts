@@ -121,6 +121,7 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
     warmup: train.warmup,
     'weight-decay': train.weightDecay,
     ...optimizerFields(train),
+    ...ruleFields(options),
     clip: train.clip,
     ...privacy,
     seed: train.seed,
@@ -147,6 +148,25 @@ function optimizerFields({ optimizer = adamw, optimizerSettings }: TrainOptions)
     optimizer: optimizer.optimizer,
     ...Object.fromEntries(
       Object.entries(all).map(([name, value]) => [`optimizer ${name}`, value] as const),
+    ),
+  };
+}
+
+/** The rules in their order, with their settings. */
+function ruleFields({ train: { rules = [] }, ruleFiles = {} }: FinetuneOptions): RunIdentity {
+  if (rules.length === 0) return {};
+  return {
+    rules: rules.map(({ rule }) => rule.rule),
+    ...Object.fromEntries(
+      rules.flatMap(({ rule, settings }) =>
+        Object.entries({ ...rule.defaults, ...settings } as RunIdentity).map(
+          ([name, value]) => [`${rule.rule} ${name}`, value] as const,
+        ),
+      ),
+    ),
+    ...Object.assign(
+      {},
+      ...Object.entries(ruleFiles).map(([name, file]) => ownFile(`--rule ${name}`, file)),
     ),
   };
 }

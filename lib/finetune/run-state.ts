@@ -29,10 +29,10 @@ export interface LossHistory {
 }
 
 /** What the tensors of a state take in a file. */
-export function stateBytes({ trainer }: ModelTrainer): number {
+export function stateBytes(trainer: ModelTrainer): number {
   return trainer.stored.reduce((sum, { shape, dtype }) => {
     const size = shape.reduce((a, b) => a * b, 1);
-    return sum + (dtype === 'F32' ? 4 * size : size);
+    return sum + { F32: 4, F64: 8, U8: 1 }[dtype] * size;
   }, 0);
 }
 
@@ -51,7 +51,7 @@ export function saveRunState(
     shape: [data.length],
     data,
   });
-  const tensors = trainer.trainer.stored.map((own): [string, RawTensor] => [
+  const tensors = trainer.stored.map((own): [string, RawTensor] => [
     own.name,
     { dtype: own.dtype, shape: own.shape, data: own.read() },
   ]);
@@ -68,9 +68,19 @@ export function saveRunState(
       version: kVersion,
       step: String(trainer.step),
       optimizer: trainer.trainer.optimizer.optimizer,
+      ...ruleFields(trainer),
       identity: JSON.stringify(identity),
     },
   );
+}
+
+/** What a run with rules has beside its tensors. */
+function ruleFields({ rules, trainer }: ModelTrainer): Readonly<Record<string, string>> {
+  if (rules === undefined) return {};
+  return {
+    merges: JSON.stringify(rules.merges.counts),
+    optimizer_origin: String(trainer.optimizerOrigin),
+  };
 }
 
 /**
@@ -137,9 +147,17 @@ export function restoreRunState(
     if (!data.every(Number.isFinite)) refuse('holds values that are not finite');
     return data;
   };
-  const found = trainer.trainer.stored.map((own) => ({
+  const merges = trainer.rules === undefined ? [] : parseMerges(text('merges'), step);
+  if (merges === undefined || merges.length !== (trainer.rules?.merges.counts.length ?? 0)) {
+    return refuse(
+      `must have the numbers of merges of each layer, got ${printable(text('merges'))}`,
+    );
+  }
+  const origin = trainer.rules === undefined ? 0 : count('optimizer_origin');
+  if (origin > step) refuse(`must have an optimizer_origin of at most ${step}, got ${origin}`);
+  const found = trainer.storedOf(merges).map((own) => ({
     own,
-    values: read(own.name, own.dtype, own.shape) as Float32Array | Uint8Array,
+    values: read(own.name, own.dtype, own.shape),
   }));
   const train = read('train_loss', 'F64', [step]);
   const heldOutStep = read('held_out_step', 'F64');
@@ -152,11 +170,18 @@ export function restoreRunState(
   const late = heldOutStep.find((at) => !(Number.isInteger(at) && at >= 0 && at <= step));
   if (late !== undefined) refuse(`must have held-out steps from 0 to ${step}, got ${late}`);
   for (const { own, values } of found) own.write(values);
-  trainer.trainer.resumeAt(step);
+  trainer.resumeAt(step, origin);
   return {
     train: Array.from(train),
     heldOut: Array.from(heldOutStep, (at, i) => ({ step: at, loss: heldOutLoss[i] as number })),
   };
+}
+
+/** Counts of merges, none above the number of steps; undefined if it is something else. */
+function parseMerges(json: string, step: number): readonly number[] | undefined {
+  if (!/^\[\d{1,9}(,\d{1,9})*\]$/.test(json)) return undefined;
+  const counts = json.slice(1, -1).split(',').map(Number);
+  return counts.every((count) => count <= step) ? counts : undefined;
 }
 
 function parseIdentity(op: string, file: string, json: string): JsonObject {

@@ -20,6 +20,7 @@ const kHeader_bytes = 256 << 10;
  */
 export class StateFile {
   private readonly reserve: string;
+  private reserved = 0;
 
   /** @throws LowrankError `ERR_DISK_FULL` if there is no room for a state, before anything was trained */
   constructor(
@@ -31,9 +32,27 @@ export class StateFile {
   ) {
     removeLeftovers(path);
     this.reserve = siblingName(path);
+    this.fit();
+  }
+
+  /**
+   * Makes room for a state that has grown.
+   * @throws LowrankError `ERR_DISK_FULL`; the state is saved then, if it fits into the room of the last one
+   */
+  fit(): void {
+    const { trainer, identity } = this;
     const losses = trainer.options.steps * 8 * 3;
-    const vectors = stateBytes(trainer);
-    this.keep(vectors + losses + kHeader_bytes + 2 * JSON.stringify(identity).length);
+    const header = kHeader_bytes + 2 * JSON.stringify(identity).length;
+    const bytes = stateBytes(trainer) + losses + header;
+    if (bytes <= this.reserved) return;
+    fs.rmSync(this.reserve, { force: true });
+    const first = this.reserved === 0;
+    this.reserved = bytes;
+    try {
+      this.keep(bytes);
+    } catch (error) {
+      throw first ? error : this.rescue(error);
+    }
   }
 
   /**

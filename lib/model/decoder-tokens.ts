@@ -21,24 +21,14 @@ export interface DecoderTokens {
   readonly segments?: Int32Array;
   /**
    * [B · T], instead of `segments`: the row of its sequence at which each row's document begins. The caller's, as `ids`
-   * can be; {@link documentBegins} computes them from segments.
+   * can be; `documentBegins` computes them from segments.
    */
   readonly documents?: Indices;
 }
 
-/** Sequences of T tokens as arrays of the host, for one call: packed ones with the rows at which their documents begin. */
-export function tokensOf(
-  { ids, documents }: { readonly ids: Int32Array; readonly documents?: Int32Array },
-  T: number,
-  device: Device,
-): DecoderTokens {
-  const begins = documents && { documents: Indices.from(documents, { limit: T, device }) };
-  return { ids, B: ids.length / T, T, ...begins };
-}
-
 /**
- * The row of its sequence at which each row's document begins, from rows of T segments: what `documents` of
- * {@link DecoderTokens} and of {@link attention} holds.
+ * The row of its sequence at which each row's document begins, from rows of T segments: what the `documents` of
+ * a decoder's tokens and of attention holds.
  * @example
  * documents.write(documentBegins(segments, T)); // before a replay
  */
@@ -49,6 +39,16 @@ export function documentBegins(segments: Int32Array, T: number): Int32Array {
     begins[m] = same ? (begins[m - 1] as number) : m % T;
   }
   return begins;
+}
+
+/** Sequences of T tokens as arrays of the host, for one call: packed ones with the rows at which their documents begin. */
+export function tokensOf(
+  { ids, documents }: { readonly ids: Int32Array; readonly documents?: Int32Array },
+  T: number,
+  device: Device,
+): DecoderTokens {
+  const begins = documents && { documents: Indices.from(documents, { limit: T, device }) };
+  return { ids, B: ids.length / T, T, ...begins };
 }
 
 /** @throws ERR_SHAPE · ERR_VALUE */

@@ -59,6 +59,13 @@ export interface DecoderCall {
   readonly cache?: KvCache;
   /** Of what methods sample on the host, other in each layer. Dropout takes the tape's. */
   readonly seed?: number;
+  /**
+   * Halves of blocks that the backward pass leaves out, `layers.0.attention` or `layers.0.mlp`: gradients go past them, and what is
+   * trained in them has none.
+   */
+  readonly skip?: ReadonlySet<string>;
+  /** Is told of x and y of each adapted linear layer, and gives the y that goes on. */
+  readonly observe?: (module: string, x: Value, y: Value) => Value;
 }
 
 /** What a forward pass gives. */
@@ -76,6 +83,8 @@ interface Call {
   readonly adapters: ReadonlyMap<string, Adapter>;
   readonly experts: ReadonlyMap<string, ExpertsLora>;
   readonly seed: number | undefined;
+  readonly observe: DecoderCall['observe'];
+  readonly skip: DecoderCall['skip'];
   readonly documents: Indices | undefined;
   readonly cache: KvCache | undefined;
   /** By layer. */
@@ -124,15 +133,17 @@ export class Decoder implements Disposable {
       adapters,
       experts: call.experts ?? new Map(),
       seed: call.seed,
+      observe: call.observe,
+      skip: call.skip,
       documents,
       cache: call.cache,
       ropes: this.#ropes(tokens, begins, call.cache),
     };
     let stream: Stream = { x: embedded };
-    layers.forEach((layer, index) => {
+    layers.forEach((_, index) => {
       const weights = this.weights.layers[index] as LayerWeights;
       const block = (on: Call, from: Stream): Stream =>
-        this.#mlp(this.#attention(from, index, weights, on), layer, weights, on);
+        this.#mlp(this.#attention(from, index, weights, on), index, weights, on);
       // What the backward pass does not read is freed with the block; what it reads belongs to the tape.
       stream = scope(() => ({
         ...(recompute ? recomputed(shared, stream, block) : block(shared, stream)),
@@ -145,33 +156,41 @@ export class Decoder implements Disposable {
   }
 
   /**
-   * Records one block, without documents and without a cache.
+   * Records one block, without a cache.
    * @param index of the block
    * @param x [B, T, hiddenSize], what the block before gave, or the rows of the embedding
+   * @param call with the documents of the rows, as in {@link DecoderTokens}
    * @returns [B, T, hiddenSize]
    * @throws ERR_VALUE a block that is not there · what the ops throw
    */
-  block(tape: DecoderTape, index: number, x: Value, call: DecoderCall = {}): Value {
-    const layer = this.config.layers[index];
+  block(
+    tape: DecoderTape,
+    index: number,
+    x: Value,
+    call: DecoderCall & Pick<DecoderTokens, 'documents'> = {},
+  ): Value {
     const weights = this.weights.layers[index];
-    if (layer === undefined || weights === undefined) {
+    if (weights === undefined) {
       const expected = `below ${this.config.layers.length}`;
       return fail('ERR_VALUE', 'decoder.block', 'index', expected, String(index));
     }
     const [B = 0, T = 0] = x.shape;
-    const tokens = { B, T, ids: new Int32Array() };
+    const { documents } = call;
+    const tokens = { B, T, ids: new Int32Array(), ...(documents && { documents }) };
     const own: Call = {
       tape,
       tokens,
       adapters: call.adapters ?? new Map(),
       experts: call.experts ?? new Map(),
       seed: call.seed,
-      documents: undefined,
+      observe: call.observe,
+      skip: call.skip,
+      documents,
       cache: undefined,
       ropes: this.#ropes(tokens, undefined, undefined),
     };
     const from = this.#attention({ x }, index, weights, own);
-    const { x: sum, add } = this.#mlp(from, layer, weights, own);
+    const { x: sum, add } = this.#mlp(from, index, weights, own);
     return add === undefined ? sum : tape.add(sum, add);
   }
 
@@ -234,8 +253,8 @@ export class Decoder implements Disposable {
   }
 
   #headLogits(tape: DecoderTape, features: Value, call: DecoderCall): Value {
-    const { adapters = new Map() } = call;
-    return linear(features, this.weights.head, { tape, adapters, seed: call.seed });
+    const { adapters = new Map(), seed, observe } = call;
+    return linear(features, this.weights.head, { tape, adapters, seed, observe });
   }
 
   /** The table of each layer for the positions of a call; layers that rotate in one way share it. */
@@ -307,11 +326,13 @@ export class Decoder implements Disposable {
       ...(call.documents === undefined ? {} : { documents: call.documents }),
     });
     const out = linear(mixed, weights.attentionOutput, call);
-    return { x: sum, add: this.#normed(tape, out, weights.attentionOutputNorm) };
+    const add = this.#normed(tape, out, weights.attentionOutputNorm);
+    return { x: sum, add: passing(add, `layers.${index}.attention`, call) };
   }
 
-  #mlp(stream: Stream, layer: DecoderLayerConfig, weights: LayerWeights, call: Call): Stream {
+  #mlp(stream: Stream, index: number, weights: LayerWeights, call: Call): Stream {
     const { tape } = call;
+    const layer = this.config.layers[index] as DecoderLayerConfig;
     const { intermediateSize: inner, gate: kind } = layer.mlp;
     const { y: n, sum } = this.#enter(tape, stream, weights.mlpNorm, this.config.norm);
     const { down, experts } = weights;
@@ -327,7 +348,8 @@ export class Decoder implements Disposable {
             down as LinearWeights,
             call,
           );
-    return { x: sum, add: this.#normed(tape, out, weights.mlpOutputNorm) };
+    const add = this.#normed(tape, out, weights.mlpOutputNorm);
+    return { x: sum, add: passing(add, `layers.${index}.mlp`, call) };
   }
 
   /** The results of several layers, or that of a fused one cut into parts of these widths. */
@@ -408,6 +430,11 @@ function recomputed(
   return { x: y };
 }
 
+/** What half a block adds, for gradients that go past it where the call skips it. */
+function passing(add: Value, half: string, { tape, skip }: Call): Value {
+  return skip?.has(half) === true ? tape.own(add.tensor.reshape(add.shape)) : add;
+}
+
 /** The experts of each row, weighted by the gates of the router: [..., hiddenSize]. */
 function routedExperts(
   x: Value,
@@ -444,13 +471,14 @@ function routedExperts(
 function linear(
   x: Value,
   { place, w, bias }: LinearWeights,
-  { tape, adapters, seed }: Pick<Call, 'tape' | 'adapters' | 'seed'>,
+  { tape, adapters, seed, observe }: Pick<Call, 'tape' | 'adapters' | 'seed' | 'observe'>,
 ): Value {
   const given = bias === undefined ? undefined : tape.constant(bias);
   const adapter = adapters.get(place.module);
   if (adapter === undefined) return tape.linear(x, w, given);
   const own = seed === undefined ? undefined : hash32(seed, place.module);
-  return recordAdapter(tape, adapter, { x, w, bias: given, seed: own }).y;
+  const { y } = recordAdapter(tape, adapter, { x, w, bias: given, seed: own });
+  return observe?.(place.module, x, y) ?? y;
 }
 
 /** The caller's indices, or new ones of the call. */

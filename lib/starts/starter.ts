@@ -2,17 +2,16 @@
 
 import type { Adapter } from '../adapters/definition/adapter.js';
 import type { AnyMethod } from '../adapters/definition/method.js';
-import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import type { Device } from '../core/device.js';
 import { fail, markClass, wrongType } from '../core/errors.js';
 import { hash32 } from '../core/random.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { type BaseFormat, storeTensor } from '../model/base-format.js';
+import type { BaseFormat } from '../model/base-format.js';
 import type { Decoder } from '../model/decoder.js';
 import { type DecoderPlaces, type LinearPlace, layerLinears } from '../model/decoder-tensors.js';
 import { linearsOf } from '../model/decoder-weights.js';
-import { kDense } from '../model/expert-weights.js';
+import { LinearSource } from '../model/linear-source.js';
 import type { LinearWeights } from '../model/linear-weights.js';
 import type { ModelFiles } from '../model/model-files.js';
 import type { BaseWeight } from '../ops/base-weight.js';
@@ -93,6 +92,7 @@ export function requireStartable(
  */
 export class Starter implements Disposable {
   readonly #plan: StartPlan;
+  readonly #source: LinearSource;
   readonly #layers = new Map<string, StartedLayer>();
   readonly #index: ReadonlyMap<string, number>;
 
@@ -101,7 +101,8 @@ export class Starter implements Disposable {
     readonly model: ModelFiles,
     readonly options: StarterOptions,
   ) {
-    const { start, settings, method, config, targets } = options;
+    const { start, settings, method, config, targets, format, device } = options;
+    this.#source = new LinearSource(model, format, device);
     requireStartable('start', options, model.places, (module) => model.layoutOf(module));
     this.#plan = planOf('start', start, method, { ...config, ...settings });
     const chosen = model.places.layers
@@ -130,11 +131,8 @@ export class Starter implements Disposable {
     };
   }
 
-  #quantise({ weight }: LinearPlace, w: Tensor): BaseWeight {
-    const { format } = this.options;
-    if (format.format !== 'none') return storeTensor(w, format);
-    const dtype = kDense[this.model.info(weight.name)?.dtype ?? 'F32'];
-    return w.to({ dtype: dtype ?? 'f32' });
+  #quantise(place: LinearPlace, w: Tensor): BaseWeight {
+    return this.#source.store(place, w);
   }
 
   #layer(place: LinearPlace, w: Tensor, { inputs, dw }: Observed): StartLayer {
@@ -247,9 +245,7 @@ export class Starter implements Disposable {
 
   /** Calls with the layer as its files have it. */
   #with<T>(place: LinearPlace, observed: Observed, run: (layer: StartLayer) => T): T {
-    const { device } = this.options;
-    const values = rawToFloat32(this.model.read(place.weight.name));
-    const w = Tensor.from(values, [place.N, place.K], { device });
+    const w = this.#source.read(place);
     try {
       return run(this.#layer(place, w, observed));
     } finally {

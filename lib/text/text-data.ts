@@ -8,8 +8,9 @@
 
 import { createHash } from 'node:crypto';
 import { readSmallFile } from '../checkpoint/files/file-access.js';
-import { LowrankError } from '../core/errors.js';
+import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import { checkInteger } from '../core/validate.js';
 import type { Batch, Sequences, TrainingData } from './sequences.js';
 import type { TextTokenizer } from './tokenizer.js';
 
@@ -53,15 +54,26 @@ export function readText(op: string, files: readonly string[], separator: string
   return { documents, bytes, sha256: hash.digest('hex') };
 }
 
-/** Sequences of T tokens with their targets, cut from one stream. */
+/**
+ * Sequences of T tokens with their targets, cut from one stream.
+ * @example
+ * const train = new SequenceSet(Int32Array.from([5, 3, 8, 1, 7]), 2); // 5 3 and 8 1, with the targets 3 8 and 1 7
+ */
 export class SequenceSet implements Sequences {
   readonly whole = true;
 
+  /** @throws ERR_TYPE · ERR_VALUE */
   constructor(
     /** count · T + 1 tokens. */
     private readonly tokens: Int32Array,
     readonly T: number,
-  ) {}
+  ) {
+    const op = 'SequenceSet';
+    if (!(tokens instanceof Int32Array)) throw wrongType(op, 'tokens', 'an Int32Array', tokens);
+    checkInteger(op, 'T', T, 1, 2 ** 31 - 1);
+    if (tokens.length > T && (tokens.length - 1) % T === 0) return;
+    fail('ERR_VALUE', op, 'tokens', `a multiple of T (${T}), and one more`, String(tokens.length));
+  }
 
   get count(): number {
     return (this.tokens.length - 1) / this.T;

@@ -6,96 +6,44 @@
  */
 
 import { ModelTape } from '../autograd/model/model-tape.js';
-import type { DType } from '../core/dtype.js';
 import { fail, LowrankError } from '../core/errors.js';
-import { hash32, permutation } from '../core/random.js';
+import { hash32 } from '../core/random.js';
 import { outsideScopes, scope } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
+import type { Tensor } from '../core/tensor.js';
 import type { Decoder, DecoderCall } from '../model/decoder.js';
+import { tokensOf } from '../model/decoder-tokens.js';
+import type { LinearSource } from '../model/linear-source.js';
 import { multiplyAdd } from '../ops/elementwise.js';
-import { Indices } from '../ops/model/indices.js';
-import type { AnyOptimizer } from '../optim/definition/definition.js';
-import { poissonSample } from '../statistics/privacy/draws.js';
-import {
-  type Batch,
-  exampleWeights,
-  learnedOf,
-  type Sequences,
-  type TrainingData,
-} from '../text/sequences.js';
+import type { StoredState } from '../optim/run/optimizer-run.js';
+import type { RulePass } from '../rules/definition/run.js';
+import { aloneOf } from '../rules/run/requirements.js';
+import { RuleEngine } from '../rules/run/rule-engine.js';
+import type { Batch, Sequences, TrainingData } from '../text/sequences.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { CapturedTraining } from './captured-training.js';
+import { checkTrainOptions } from './check-options.js';
+import {
+  lossOf,
+  type ObservedBatch,
+  observeInputs,
+  squaredDistance,
+  weightGradients,
+} from './observe.js';
 import { PreferenceLoss, type PreferenceScore } from './preference-loss.js';
-import type { PrivateSteps } from './private-step.js';
 import { learningRate } from './schedule.js';
+import {
+  freeHeld,
+  type HeldBatch,
+  type PassBatch,
+  StepBatches,
+  writeHeld,
+} from './step-batches.js';
+import type { StepResult, TrainOptions } from './train-options.js';
 import type { PassPlace, TrainPass } from './train-pass.js';
 import type { TrainStep } from './train-step.js';
 import { Trainer } from './trainer.js';
 
-/** Settings of a training run. */
-export interface TrainOptions {
-  readonly steps: number;
-  /** Sequences in one forward and backward pass. */
-  readonly batch: number;
-  /** Passes whose gradients are averaged before an update. */
-  readonly accumulate: number;
-  /** Peak learning rate. */
-  readonly lr: number;
-  readonly warmup: number;
-  readonly weightDecay: number;
-  /** Maximum global norm of the gradient; with `privacy`, of each sequence's. */
-  readonly clip: number;
-  readonly seed: number;
-  /**
-   * Default none. A private step takes each training sequence with the probability batch · accumulate / sequences, in as many
-   * passes of up to `batch` as that needs.
-   */
-  readonly privacy?: Pick<PrivateSteps, 'noise'>;
-  /** Default `adamw`. */
-  readonly optimizer?: AnyOptimizer;
-  /** Settings of the optimiser that differ from its defaults. */
-  readonly optimizerSettings?: Readonly<Record<string, unknown>>;
-  /** Of the activations. */
-  readonly dtype: DType;
-  /** Do blocks run again in the backward pass? */
-  readonly recompute: boolean;
-  /**
-   * Are steps on a CUDA device captured as a graph and replayed? Default true. The bits are the same; what cannot be
-   * captured runs without ({@link ModelTrainer.notCaptured}).
-   */
-  readonly capture?: boolean;
-  /** β of the loss over pairs of answers, which the data must have; absent for the loss of the next token. */
-  readonly dpoBeta?: number;
-}
-
-/** The result of one step. */
-export interface StepResult {
-  /** Number of finished steps, including this one. */
-  readonly step: number;
-  /**
-   * Mean training loss in nats per token before the update, without the method's penalty; 0 for a private step that took no
-   * sequence.
-   */
-  readonly loss: number;
-  readonly gradientNorm: number;
-  readonly lr: number;
-  readonly tokens: number;
-}
-
-/** A batch on the device. */
-interface HeldBatch {
-  readonly ids: Indices;
-  readonly targets: Indices;
-  readonly documents?: Indices;
-  /** [batch · T] f32: factors of the losses, where not every target counts. */
-  readonly weights?: Tensor;
-}
-
-/** The batch of a pass, and the rows of the data in it. */
-interface PassBatch {
-  readonly indices: readonly number[];
-  readonly batch: Batch;
-}
+export type { StepResult, TrainOptions } from './train-options.js';
 
 /** A step as a graph, and where it reads the batches of its passes. */
 interface CapturedSteps {
@@ -103,21 +51,37 @@ interface CapturedSteps {
   readonly training: CapturedTraining;
 }
 
+/**
+ * Trains the adapters of a decoder on sequences of tokens, with a schedule of the learning rate and rules.
+ * @example
+ * using trainer = new ModelTrainer(decoder, set, { train, heldOut, tokens }, options, new LinearSource(model, format, 'cpu'));
+ * while (trainer.step < options.steps) console.log((await trainer.train()).loss);
+ * trainer.finish();
+ * await writeTrainedAdapter('./adapter', trainer);
+ */
 export class ModelTrainer implements Disposable {
   readonly trainer: Trainer;
+  /** The rules of the run, if it has any. */
+  readonly rules: RuleEngine | undefined;
   readonly #preferences: PreferenceLoss | undefined;
+  readonly #batches: StepBatches;
   #captured: CapturedSteps | undefined;
   #notCaptured: string | undefined;
-  #epoch = -1;
-  #order: Uint32Array = new Uint32Array();
 
+  /**
+   * @param source where the base can be read from, for rules that merge into it
+   * @throws ERR_TYPE, ERR_VALUE, ERR_DTYPE for options · ERR_UNSUPPORTED for rules that do not fit each other or the run
+   */
   constructor(
     readonly decoder: Decoder,
     readonly adapters: AdapterSet,
     readonly data: TrainingData,
     readonly options: TrainOptions,
+    source?: LinearSource,
   ) {
+    checkTrainOptions('ModelTrainer', options);
     const { weightDecay, clip, seed, optimizer, optimizerSettings, privacy, dpoBeta } = options;
+    this.#batches = new StepBatches(decoder, data.train, options);
     const examples = options.batch * options.accumulate;
     this.#preferences =
       dpoBeta === undefined ? undefined : new PreferenceLoss(decoder, dpoBeta, options.dtype);
@@ -141,6 +105,23 @@ export class ModelTrainer implements Disposable {
     } else if (this.trainer.optimizer.capturable !== true) {
       this.#notCaptured = `the optimizer ${this.trainer.optimizer.optimizer} runs on the host`;
     }
+    const { rules = [] } = options;
+    if (rules.length === 0) return;
+    const { steps, warmup } = options;
+    const host = {
+      ...{ decoder, adapters, trainer: this.trainer, source, sizes: { steps, warmup }, seed, clip },
+      rehearse: (pass: RulePass, skip: ReadonlySet<string>) => this.#rehearse(pass, skip),
+      lossOf: (pass: RulePass) => lossOf(decoder, this.#observed(pass)),
+      observeInputs: (pass: RulePass, input: (module: string, x: Float32Array) => void) =>
+        observeInputs(decoder, this.#observed(pass), input),
+      weightGradients: (pass: RulePass | undefined) =>
+        weightGradients(decoder, adapters, this.#observed(pass), hash32(seed, 'weight', this.step)),
+      alone: aloneOf(options),
+      baseChanged: () => this.#freeCaptured(),
+    };
+    this.rules = new RuleEngine(host, rules);
+    this.trainer.edits = this.rules;
+    this.#notCaptured ??= this.rules.notCaptured;
   }
 
   /** Why the steps are not replays of a graph; undefined if they are, or will be after the first ones. */
@@ -162,7 +143,10 @@ export class ModelTrainer implements Disposable {
     const sequences = this.sequencesOfStep(this.step).length;
     this.adapters.refresh();
     const constant = this.trainer.optimizer.schedule === 'constant';
-    const rate = learningRate(this.step, lr, warmup, steps, constant);
+    const schedule = (at: number, warm = warmup, length = steps) =>
+      learningRate(at, lr, warm, length, constant);
+    const rate = this.rules?.rate(schedule) ?? schedule(this.step);
+    this.rules?.before();
     const queued = this.#queue(rate);
     const { loss, gradientNorm } = await queued.read();
     const number = Number.isFinite(loss) ? gradientNorm : loss;
@@ -173,6 +157,7 @@ export class ModelTrainer implements Disposable {
         'Lower the learning rate (--lr)';
       throw new LowrankError('ERR_NON_FINITE', text, { op: 'finetune' });
     }
+    this.rules?.after(gradientNorm);
     const tokens = sequences * this.data.train.T;
     return { step: this.step, loss, gradientNorm, lr: rate, tokens };
   }
@@ -181,15 +166,8 @@ export class ModelTrainer implements Disposable {
     if (this.#notCaptured !== undefined) return this.trainer.step(this.passes(), { lr });
     const { batches, training } = this.#capturedSteps();
     const next = this.nextBatches();
-    const weights = this.#weightsOf(next);
-    for (const [pass, { ids, targets, documents }] of next.entries()) {
-      const held = batches[pass];
-      held?.ids.write(ids);
-      held?.targets.write(targets);
-      if (documents !== undefined) held?.documents?.write(documents);
-      const own = weights?.[pass];
-      if (own !== undefined) held?.weights?.write(own);
-    }
+    const weights = this.#batches.weights(next);
+    for (const [pass, batch] of next.entries()) writeHeld(batches[pass], batch, weights?.[pass]);
     try {
       return training.step({ lr });
     } catch (error) {
@@ -203,8 +181,8 @@ export class ModelTrainer implements Disposable {
   #capturedSteps(): CapturedSteps {
     this.#captured ??= outsideScopes(() => {
       const next = this.nextBatches();
-      const weights = this.#weightsOf(next);
-      const batches = next.map((batch, pass) => this.#held(batch, weights?.[pass]));
+      const weights = this.#batches.weights(next);
+      const batches = next.map((batch, pass) => this.#batches.hold(batch, weights?.[pass]));
       const passes = batches.map(
         (batch): TrainPass =>
           (tape, place) =>
@@ -219,36 +197,7 @@ export class ModelTrainer implements Disposable {
     const { batches = [], training } = this.#captured ?? {};
     this.#captured = undefined;
     training?.dispose();
-    for (const { ids, targets, documents, weights } of batches) {
-      for (const each of [ids, targets, documents, weights]) each?.dispose();
-    }
-  }
-
-  /** A batch on the device. */
-  #held({ ids, targets, documents }: Batch, weights: Float32Array | undefined): HeldBatch {
-    const { device } = this.decoder.weights;
-    const limit = this.decoder.config.vocabSize;
-    const { T } = this.data.train;
-    return {
-      ids: Indices.from(ids, { limit, device }),
-      targets: Indices.from(targets, { limit, holes: true, device }),
-      ...(documents && { documents: Indices.from(documents, { limit: T, device }) }),
-      ...(weights && { weights: Tensor.from(weights, [weights.length], { device }) }),
-    };
-  }
-
-  /**
-   * Factors of the losses of each batch of a step; undefined where every target counts. The losses times them sum to the
-   * mean of the step, or of each sequence in a private one.
-   */
-  #weightsOf(batches: readonly Batch[]): readonly Float32Array[] | undefined {
-    const { whole, T } = this.data.train;
-    if (whole) return undefined;
-    if (this.options.privacy !== undefined) {
-      return batches.map(({ targets }) => exampleWeights(targets, T));
-    }
-    const counted = batches.reduce((sum, { targets }) => sum + learnedOf(targets), 0);
-    return batches.map(({ targets }) => new Float32Array(targets.length).fill(1 / counted));
+    for (const batch of batches) freeHeld(batch);
   }
 
   /**
@@ -262,9 +211,33 @@ export class ModelTrainer implements Disposable {
     });
   }
 
-  /** The passes of the next step. */
-  passes(): readonly TrainPass[] {
-    const next = this.#nextPasses();
+  /** Gradients of a step on a part of the sequences. */
+  #rehearse(part: RulePass, skip: ReadonlySet<string>) {
+    return scope(() => {
+      this.adapters.refresh();
+      const { gradients } = this.trainer.rehearse(this.passes(part, skip));
+      return gradients.map((gradient) => gradient?.readSync());
+    });
+  }
+
+  /** The batches of the next step, or of one on a part of the sequences, for a further pass. */
+  #observed(part: RulePass | undefined): readonly ObservedBatch[] {
+    const { dtype } = this.options;
+    const { byModule, experts } = this.adapters;
+    const call = { adapters: byModule, experts, dtype };
+    const batches = this.nextBatches(part);
+    const scale = this.#batches.scale(batches);
+    return batches.map((batch) => ({ batch, T: this.data.train.T, call, scale }));
+  }
+
+  /** Called once after the last step, before the last evaluation. */
+  finish(): void {
+    this.rules?.finish();
+  }
+
+  /** The passes of the next step, or of one on a part of the sequences. */
+  passes(part?: RulePass, skip?: ReadonlySet<string>): readonly TrainPass[] {
+    const next = this.#nextPasses(part);
     const batches = next.map(({ batch }) => batch);
     if (this.#preferences !== undefined) {
       const pairs = batches.reduce((sum, batch) => sum + (batch.pairs?.length ?? 0), 0);
@@ -274,11 +247,16 @@ export class ModelTrainer implements Disposable {
             this.#preferencePass(tape, pass, pairs, place),
       );
     }
-    const weights = this.#weightsOf(batches);
+    const weights = this.#batches.weights(batches);
     return batches.map(
       (batch, pass): TrainPass =>
         (tape, place) =>
-          this.#pass(tape, this.#held(batch, weights?.[pass]), place),
+          this.#pass(
+            tape,
+            this.#batches.hold(batch, weights?.[pass]),
+            place,
+            skip ?? this.rules?.skips(place.pass),
+          ),
     );
   }
 
@@ -288,15 +266,35 @@ export class ModelTrainer implements Disposable {
     return { adapters: byModule, experts, dtype, recompute, seed };
   }
 
-  #pass(tape: ModelTape, { targets, weights, ...tokens }: HeldBatch, { seed }: PassPlace) {
+  #pass(
+    tape: ModelTape,
+    { targets, weights, ...rows }: HeldBatch,
+    { seed }: PassPlace,
+    skip?: ReadonlySet<string>,
+  ) {
     const { accumulate, privacy } = this.options;
     const { T } = this.data.train;
     const B = targets.length / T;
-    const call = this.#call(seed);
-    const { features } = this.decoder.forward(tape, { ...tokens, B, T }, call);
+    const call = { ...this.#call(seed), ...(skip === undefined ? {} : { skip }) };
+    const tokens = { ...rows, B, T };
+    // Before the tape reads the parameters.
+    const held = (this.rules?.anchors() ?? []).map(({ weight, during }) => {
+      const still = new ModelTape({ recording: false });
+      const plain = { ...call, recompute: false, skip: new Set<string>() };
+      return {
+        weight,
+        to: during(() => this.decoder.forward(still, tokens, plain).features.tensor),
+      };
+    });
+    const { features } = this.decoder.forward(tape, tokens, call);
     const scale = privacy === undefined ? 1 / (accumulate * targets.length) : 1 / T;
     const share = weights === undefined ? { scale } : { weights };
-    const { loss } = this.decoder.loss(tape, features, targets, { ...call, ...share });
+    const { loss: entropy } = this.decoder.loss(tape, features, targets, { ...call, ...share });
+    const loss = held.reduce(
+      (sum, { weight, to }) =>
+        tape.add(sum, squaredDistance(tape, features, to), 1, weight / (accumulate * to.size)),
+      entropy,
+    );
     return {
       loss,
       added: this.#penalties(seed),
@@ -312,7 +310,7 @@ export class ModelTrainer implements Disposable {
   ) {
     const { train: set } = this.data;
     const call = this.#call(seed);
-    const { ids, documents } = this.#held(batch, undefined);
+    const { ids, documents } = this.#batches.hold(batch);
     const tokens = { ids, B: this.options.batch, T: set.T, ...(documents && { documents }) };
     const { features } = this.decoder.forward(tape, tokens, call);
     const preferences = this.#preferences as PreferenceLoss;
@@ -343,46 +341,34 @@ export class ModelTrainer implements Disposable {
   }
 
   /** Indices of the sequences that a step trains on, over all its passes. */
-  sequencesOfStep(step: number): number[] {
-    const { batch, accumulate, privacy, seed } = this.options;
-    if (privacy !== undefined) {
-      const { count } = this.data.train;
-      return [...poissonSample(count, (batch * accumulate) / count, seed, 'sequences', step)];
-    }
-    return Array.from({ length: accumulate }, (_, pass) =>
-      Array.from(this.#indices(step * accumulate + pass)),
-    ).flat();
+  sequencesOfStep(step: number, part = this.rules?.passOf(step)): number[] {
+    return this.#batches.sequences(step, part);
   }
 
-  /** The batches of the next step, one per pass. */
-  nextBatches(): Batch[] {
-    return this.#nextPasses().map(({ batch }) => batch);
+  /** The batches of the next step, or of one on a part of the sequences: one per pass. */
+  nextBatches(part?: RulePass): Batch[] {
+    return this.#nextPasses(part).map(({ batch }) => batch);
   }
 
-  #nextPasses(): PassBatch[] {
-    const { batch } = this.options;
-    const sequences = this.sequencesOfStep(this.step);
-    return Array.from({ length: Math.ceil(sequences.length / batch) }, (_, pass) => {
-      const indices = sequences.slice(pass * batch, (pass + 1) * batch);
-      return { indices, batch: this.data.train.batch(indices) };
-    });
+  #nextPasses(part?: RulePass): PassBatch[] {
+    return this.#batches.passes(this.sequencesOfStep(this.step, part));
   }
 
-  /** Sequences of a pass: each epoch is a permutation, determined by the seed and its number. */
-  #indices(pass: number): Uint32Array {
-    const { batch, seed } = this.options;
-    const { count } = this.data.train;
-    const indices = new Uint32Array(batch);
-    for (let i = 0; i < batch; i++) {
-      const at = pass * batch + i;
-      const epoch = Math.floor(at / count);
-      if (epoch !== this.#epoch) {
-        this.#epoch = epoch;
-        this.#order = permutation(count, seed, 'epoch', epoch);
-      }
-      indices[i] = this.#order[at % count] as number;
-    }
-    return indices;
+  /** What a checkpoint has. */
+  get stored(): readonly StoredState[] {
+    return this.storedOf(this.rules?.merges.counts ?? []);
+  }
+
+  /** What a checkpoint has, or had before it was written. @param merged how often each layer was merged */
+  storedOf(merged: readonly number[]): readonly StoredState[] {
+    return [...this.trainer.stored, ...(this.rules?.storedOf(merged) ?? [])];
+  }
+
+  /** Goes on after this number of steps; the caller has written {@link storedOf}. */
+  resumeAt(steps: number, optimizerOrigin: number): void {
+    this.trainer.resumeAt(steps);
+    this.trainer.optimizerOrigin = optimizerOrigin;
+    this.rules?.restore();
   }
 
   /**
@@ -397,14 +383,11 @@ export class ModelTrainer implements Disposable {
     await this.#evaluated(set, adapted, onBatch, async (indices, call) => {
       const sum = scope(() => {
         const tape = new ModelTape({ recording: false });
-        const { targets, ...tokens } = this.#held(set.batch(indices), undefined);
-        const { features } = this.decoder.forward(
-          tape,
-          { ...tokens, B: indices.length, T: set.T },
-          call,
-        );
+        const batch = set.batch(indices);
+        const tokens = tokensOf(batch, set.T, this.decoder.weights.device);
+        const { features } = this.decoder.forward(tape, tokens, call);
         const scale = set.count / set.learned;
-        return this.decoder.loss(tape, features, targets, { ...call, scale }).loss.tensor;
+        return this.decoder.loss(tape, features, batch.targets, { ...call, scale }).loss.tensor;
       });
       const [loss = 0] = await sum.read();
       sum.dispose();

@@ -20,6 +20,14 @@ export interface TrainStep {
   read(): Promise<{ readonly loss: number; readonly gradientNorm: number }>;
 }
 
+/** @internal What stands between the passes of a step and its optimiser. */
+export interface GradientEdits {
+  /** Does the next step train the parameter? It has no gradient otherwise. */
+  trains(index: number): boolean;
+  /** The gradients that the step takes instead. */
+  edit(gradients: readonly (Tensor | undefined)[]): readonly (Tensor | undefined)[];
+}
+
 /** Where a captured step reads what differs from step to step. */
 export interface StepInputs extends CapturedRate {
   /** One a pass. */

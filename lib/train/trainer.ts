@@ -19,6 +19,7 @@ import { checkPrivacy, noisyMean, type PrivateSteps, runPrivatePass } from './pr
 import type { TrainPass } from './train-pass.js';
 import {
   freeStep,
+  type GradientEdits,
   readBoth,
   type StepInputs,
   type StepNumbers,
@@ -66,6 +67,10 @@ export class Trainer implements Disposable {
   readonly #privacy: PrivateSteps | undefined;
   readonly #seed: number;
   #steps = 0;
+  /** The steps that were finished when the optimiser was started anew. */
+  #origin = 0;
+  /** @internal */
+  edits: GradientEdits | undefined;
   /** The trained values, while the parameters hold those that are evaluated. */
   #trained: readonly Float32Array[] | undefined;
 
@@ -142,7 +147,7 @@ export class Trainer implements Disposable {
    */
   showEvaluated(): void {
     if (this.#trained !== undefined) return;
-    const shown = this.#optimizer.evaluated(this.#steps);
+    const shown = this.#optimizer.evaluated(this.#steps - this.#origin);
     if (shown === undefined) return;
     this.#trained = this.#entries.map(({ parameter }) => parameter.tensor.readSync());
     for (const [i, { parameter }] of this.#entries.entries()) {
@@ -166,6 +171,25 @@ export class Trainer implements Disposable {
    */
   resumeAt(steps: number): void {
     this.#steps = checkInteger('Trainer.resumeAt', 'steps', steps, 0, Number.MAX_SAFE_INTEGER);
+  }
+
+  /**
+   * Starts the optimiser anew: its states become 0, and it counts its steps from 1 again.
+   * @param steps counts from here on instead
+   * @throws ERR_DISPOSED
+   */
+  restartOptimizer(steps = 0): void {
+    this.#optimizer.restart();
+    this.#origin = this.#steps - steps;
+  }
+
+  /** @internal The number of finished steps when the optimiser was last started; a checkpoint has it. */
+  get optimizerOrigin(): number {
+    return this.#origin;
+  }
+
+  set optimizerOrigin(steps: number) {
+    this.#origin = steps;
   }
 
   /**
@@ -221,7 +245,7 @@ export class Trainer implements Disposable {
         device: (this.#entries[0] as Entry).parameter.tensor.device,
         now: (lr) => ({
           lr: lr === undefined ? this.#lr : notNegative('CapturedTraining.step', 'lr', lr),
-          steps: this.#steps,
+          steps: this.#steps - this.#origin,
           seeds: Array.from({ length: count }, (_, pass) => this.#seedOf(pass)),
         }),
         run: (lr) => this.step(passes, { lr }),
@@ -244,7 +268,9 @@ export class Trainer implements Disposable {
     inputs: StepInputs | undefined,
   ): StepNumbers {
     return scope(() => {
-      const { gradients, loss } = this.#backward(op, passes, inputs);
+      const made = this.#backward(op, passes, inputs, this.edits);
+      const { loss } = made;
+      const gradients = this.edits?.edit(made.gradients) ?? made.gradients;
       const gradientNorm = normOf(
         gradients.filter((gradient) => gradient !== undefined),
         loss,
@@ -254,7 +280,7 @@ export class Trainer implements Disposable {
         norm: gradientNorm,
         maxNorm: this.#privacy === undefined ? this.#clip : undefined,
         lr,
-        step: this.#steps + 1,
+        step: this.#steps - this.#origin + 1,
         captured: inputs,
       });
       return { loss, gradientNorm };
@@ -272,7 +298,12 @@ export class Trainer implements Disposable {
     return scope(() => this.#backward('Trainer.rehearse', passes));
   }
 
-  #backward(op: string, passes: TrainPass | readonly TrainPass[], inputs?: StepInputs) {
+  #backward(
+    op: string,
+    passes: TrainPass | readonly TrainPass[],
+    inputs?: StepInputs,
+    edits?: GradientEdits,
+  ) {
     const all = Array.isArray(passes) ? passes : [passes];
     if (this.#privacy !== undefined) return this.#privately(op, all, this.#privacy);
     if (all.length === 0) fail('ERR_VALUE', op, 'passes', 'at least one', 'none');
@@ -280,9 +311,12 @@ export class Trainer implements Disposable {
     const sum = new TreeSum<readonly (Tensor | undefined)[]>((a, b) =>
       a.map((part, i) => addUp([part, b[i]])),
     );
+    const fixed = this.#entries.map(
+      (_, i) => this.#optimizer.isFrozen(i) || edits?.trains(i) === false,
+    );
     for (const [i, pass] of all.entries()) {
       if (typeof pass !== 'function') throw wrongType(op, 'passes', 'functions', pass);
-      sum.add(scope(() => this.#pass(op, pass, i, inputs?.seeds[i])));
+      sum.add(scope(() => this.#pass(op, pass, i, fixed, inputs?.seeds[i])));
     }
     const [loss, ...gradients] = sum.total() as readonly [Tensor, ...(Tensor | undefined)[]];
     return { loss, gradients };
@@ -320,6 +354,7 @@ export class Trainer implements Disposable {
     op: string,
     pass: TrainPass,
     index: number,
+    fixed: readonly boolean[],
     drawn: DeviceSeed | undefined,
   ): readonly (Tensor | undefined)[] {
     const seed = this.#seedOf(index);
@@ -330,7 +365,7 @@ export class Trainer implements Disposable {
     if (size !== 1)
       fail('ERR_SHAPE', op, 'the loss of a pass', '[1]', `[${loss.shape.join(', ')}]`);
     const values = this.#entries.map(({ views }, i) =>
-      this.#optimizer.isFrozen(i) ? [] : views.flatMap((view) => tape.variables.get(view) ?? []),
+      fixed[i] === true ? [] : views.flatMap((view) => tape.variables.get(view) ?? []),
     );
     const one = full(loss.shape, 1, { device });
     const found = [...tape.gradients(op, loss, one, values.flat(), { release: true })];
@@ -342,7 +377,7 @@ export class Trainer implements Disposable {
     for (const [tensor, more] of added) {
       const i = at.get(tensor);
       if (i === undefined) fail('ERR_VALUE', op, 'added', 'by trained tensors', 'another tensor');
-      if (!this.#optimizer.isFrozen(i)) gradients[i] = addUp([gradients[i], more]);
+      if (fixed[i] !== true) gradients[i] = addUp([gradients[i], more]);
     }
     return [loss.tensor.reshape([1]), ...gradients];
   }

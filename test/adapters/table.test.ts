@@ -38,12 +38,13 @@ const lines: Line[] = text
 const methods = new Map(
   lowrank.adapterMethods.map(({ method, definition }) => [method, definition]),
 );
-/** Words of the API that are no exports: operands, commands, ways to merge, starts, and optimisers. */
+/** Words of the API that are no exports: operands, commands, ways to merge, starts, optimisers, and rules. */
 const WORDS = new Set([
   ...['needs', 'dx', 'finetune'],
   ...lowrank.mergeMethods.map(({ merge }) => merge),
   ...lowrank.startMethods.map(({ start }) => start),
   ...lowrank.optimizerList.map(({ optimizer }) => optimizer),
+  ...lowrank.ruleList.map(({ rule }) => rule),
 ]);
 
 describe('the table of docs/adapters.md', () => {

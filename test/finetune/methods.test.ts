@@ -3,7 +3,7 @@
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
-import { requireWritable, writeAdapter } from '../../lib/finetune/finetune-files.js';
+import { requireWritable } from '../../lib/finetune/finetune-files.js';
 import { restoreRunState, saveRunState } from '../../lib/finetune/run-state.js';
 import {
   adapterFromPeft,
@@ -12,6 +12,7 @@ import {
   readAdapterFolder,
   Tensor,
 } from '../../lib/index.js';
+import { writeAdapter } from '../../lib/trained/write-adapter.js';
 import { settingsOf } from '../adapters/settings.js';
 import {
   gradientOf,

@@ -3,8 +3,9 @@
 import path from 'node:path';
 import { expect, it } from 'vitest';
 import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
-import { requireWritable, writeAdapter } from '../../lib/finetune/finetune-files.js';
+import { requireWritable } from '../../lib/finetune/finetune-files.js';
 import { adapterMethods, type BaseWeight, dequantize, Tensor } from '../../lib/index.js';
+import { writeAdapter } from '../../lib/trained/write-adapter.js';
 import {
   type Expectation,
   filesOf,

@@ -4,13 +4,13 @@ import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { mergeIntoModel } from '../../lib/cli/merge/merge-model.js';
 import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
-import { writeAdapter } from '../../lib/finetune/finetune-files.js';
 import { adapterMethods, ModelTape, scope } from '../../lib/index.js';
 import { Decoder, type DecoderCall } from '../../lib/model/decoder.js';
 import { DecoderWeights } from '../../lib/model/decoder-weights.js';
 import { generate } from '../../lib/model/generate.js';
 import { openModel } from '../../lib/model/gguf/open-model.js';
 import { loadDecoderAdapters } from '../../lib/model/load-adapters.js';
+import { writeAdapter } from '../../lib/trained/write-adapter.js';
 import { settingsOf } from '../adapters/settings.js';
 import { temporaryFolder, tinyTrainer } from './setup.js';
 

@@ -9,6 +9,7 @@ import type { BaseFormat } from '../../lib/model/base-format.js';
 import { Decoder } from '../../lib/model/decoder.js';
 import { DecoderWeights, linearsOf } from '../../lib/model/decoder-weights.js';
 import { type HfModel, openHfModel } from '../../lib/model/hf-model.js';
+import { LinearSource } from '../../lib/model/linear-source.js';
 import type { TrainingData } from '../../lib/text/sequences.js';
 import { SequenceSet } from '../../lib/text/text-data.js';
 import { tensorflow } from '../../lib/tfjs/ops/tensorflow.js';
@@ -164,7 +165,8 @@ export function tinyTrainer(
     ...options,
   };
   const adapters = new AdapterSet(decoder, adapter, train.seed);
-  const trainer = new ModelTrainer(decoder, adapters, data, train);
+  const source = new LinearSource(model, format, device);
+  const trainer = new ModelTrainer(decoder, adapters, data, train, source);
   const dispose = () => {
     trainer.dispose();
     adapters.dispose();

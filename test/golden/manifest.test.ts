@@ -25,6 +25,7 @@ const GROUPS = {
   inits: 20,
   linalg: 7,
   privacy: 4,
+  adalora: 2,
   'formats/fp8': 10,
   'formats/mx': 11,
   'formats/nvfp4': 5,

@@ -4,7 +4,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import type { FinetuneOptions } from '../../lib/finetune/finetune-files.js';
-import { writeAdapter } from '../../lib/finetune/finetune-files.js';
 import {
   AdapterSet,
   adapters,
@@ -28,6 +27,7 @@ import {
   writeSafetensors,
 } from '../../lib/index.js';
 import { requireFitting } from '../../lib/train/adapter-set.js';
+import { writeAdapter } from '../../lib/trained/write-adapter.js';
 import { codeOf } from '../checkpoint/raw-file.js';
 import { loadCase } from '../golden/case-file.js';
 import { ModelCase } from '../golden/models/cases.js';

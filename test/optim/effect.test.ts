@@ -18,8 +18,10 @@ async function lossAfter(optimizer: AnyOptimizer): Promise<number> {
   const trainer = trainerOf(bundled, { optimizer, batch: 4, lr: 1e-3, steps: kSteps });
   for (let i = 0; i < kSteps; i++) await trainer.train();
   const { heldOut: all } = trainer.data;
-  const some = { count: Math.min(all.count, 40), T: all.T, batch: (i: number[]) => all.batch(i) };
-  const loss = await trainer.evaluate(some as never);
+  const { T } = all;
+  const count = Math.min(all.count, 40);
+  const some = { count, T, learned: count * T, whole: true, batch: all.batch.bind(all) };
+  const loss = await trainer.evaluate(some);
   trainer.dispose();
   trainer.adapters.dispose();
   return loss;

@@ -48,7 +48,9 @@ const lossOf = async (trainer: ModelTrainer): Promise<number> => {
   const { train } = trainer.data;
   const seen = Array.from({ length: kSteps }, (_, step) => trainer.sequencesOfStep(step)).flat();
   const of = (indices: number[]) => train.batch(indices.map((i) => seen[i] as number));
-  return trainer.evaluate({ count: seen.length, T: train.T, batch: of } as never);
+  const { length: count } = seen;
+  const { T } = train;
+  return trainer.evaluate({ count, T, learned: count * T, whole: true, batch: of });
 };
 
 const free = (trainer: ModelTrainer) => {

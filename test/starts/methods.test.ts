@@ -51,8 +51,11 @@ type Known = ReturnType<typeof layer>;
 function run(start: string, { w, inputs, dw }: Known, options: object = {}) {
   const { adapters: fits = ['lora'] } = startMethods.find((each) => each.start === start) ?? {};
   const method = methodNamed('test', fits[0] as string);
-  const sizes =
-    method.method === 'osf' || method.method === 'adamss' ? {} : { r, loraAlpha: S * r };
+  const { defaults } = method.definition;
+  const sizes = {
+    ...('r' in defaults && method.method !== 'adamss' ? { r } : {}),
+    ...('loraAlpha' in defaults && method.method !== 'adamss' ? { loraAlpha: S * r } : {}),
+  };
   return startLayer(w, { start, method, format: NF4, inputs, dw, ...sizes, ...options });
 }
 
@@ -310,6 +313,84 @@ describe('starts of methods', () => {
       const b = Float64Array.from((adapter.parameters.loraB as Tensor).readSync());
       const used = norm(product(turned(b, N, r), valuesOf(known.w), r, N, K));
       expect(used).toBeLessThan(0.2 * norm(valuesOf(known.w)));
+    });
+  });
+});
+
+describe('starts that choose entries', () => {
+  it('pafi: every chosen entry is at most as large as every other', () => {
+    scope(() => {
+      const known = layer();
+      const { adapter } = run('pafi', known);
+      const { indices } = adapter.indexes as { indices: Int32Array };
+      const half = indices.length / 2;
+      expect(half).toBe(r * (N + K));
+      const sizes = Array.from(valuesOf(known.w), Math.abs);
+      const chosen = new Set(
+        Array.from(
+          { length: half },
+          (_, i) => (indices[i] as number) * K + (indices[half + i] as number),
+        ),
+      );
+      expect(chosen.size).toBe(half);
+      const inside = Math.max(...[...chosen].map((at) => sizes[at] as number));
+      const outside = Math.min(...sizes.filter((_, at) => !chosen.has(at)));
+      expect(inside).toBeLessThanOrEqual(outside);
+      const entries = [...chosen];
+      expect(entries).toEqual([...entries].sort((a, b) => a - b));
+      expect((adapter.parameters.weight as Tensor).readSync().every((v) => v === 0)).toBe(true);
+    });
+  });
+
+  it.each([
+    ['random', 1],
+    ['largest', 2],
+    ['smallest', 4],
+  ] as const)('s2ft (%s, groups of %i): B is the change of the chosen columns', (by, group) => {
+    scope(() => {
+      const known = layer();
+      const { adapter } = run('s2ft', known, { by, group });
+      const a = (adapter.parameters.loraA as Tensor).readSync();
+      const columns = Array.from({ length: r }, (_, i) =>
+        Array.from(a.subarray(i * K, (i + 1) * K)).flatMap((v, k) => (v === 0 ? [] : [k])),
+      );
+      expect(columns.every((own) => own.length === 1)).toBe(true);
+      const flat = columns.flat();
+      expect(new Set(flat).size).toBe(r);
+      expect(flat).toEqual([...flat].sort((x, y) => x - y));
+      for (let i = 0; i < r; i++) {
+        expect(a[i * K + (flat[i] as number)]).toBe(1 / S);
+        expect((flat[i] as number) % group).toBe(i % group);
+      }
+      const b = Tensor.randn([N, r], { seed: 3, device });
+      (adapter.parameters.loraB as Tensor).write(b.readSync());
+      const update = updateOf(adapter, S);
+      const values = b.readSync();
+      const expected = Float64Array.from({ length: N * K }, (_, at) => {
+        const i = flat.indexOf(at % K);
+        return i < 0 ? 0 : (values[Math.floor(at / K) * r + i] as number);
+      });
+      expect(worst(update, expected)).toBeLessThan(1e-6);
+      const w = valuesOf(known.w);
+      const sizeOf = (g: number) =>
+        Array.from({ length: N * group }, (_, at) => {
+          const [n, k] = [Math.floor(at / group), g * group + (at % group)];
+          return (w[n * K + k] as number) ** 2;
+        }).reduce((x, y) => x + y, 0);
+      const sizes = Array.from({ length: K / group }, (_, g) => sizeOf(g));
+      const mine = flat.filter((_, i) => i % group === 0).map((k) => sizes[k / group] as number);
+      const sorted = [...sizes].sort((x, y) => x - y);
+      if (by === 'largest') expect(Math.min(...mine)).toBe(sorted.at(-mine.length));
+      if (by === 'smallest') expect(Math.max(...mine)).toBe(sorted[mine.length - 1]);
+    });
+  });
+
+  it('s2ft refuses a rank that is no multiple of its groups', () => {
+    scope(() => {
+      expect(() => run('s2ft', layer(), { group: 3 })).toThrow(/a multiple of group \(3\)/);
+      expect(() => run('s2ft', layer(), { by: 'any' })).toThrow(
+        /by must be one of random, largest, smallest/,
+      );
     });
   });
 });

@@ -3,7 +3,6 @@ import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { rawToFloat32 } from '../../lib/checkpoint/raw-tensor.js';
 import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
-import { writeAdapter } from '../../lib/finetune/finetune-files.js';
 import { restoreRunState, saveRunState } from '../../lib/finetune/run-state.js';
 import {
   type BaseWeight,
@@ -19,6 +18,7 @@ import {
 import { linearsOf } from '../../lib/model/decoder-weights.js';
 import { calibrate } from '../../lib/starts/calibration/calibrate.js';
 import { ObservingTape } from '../../lib/starts/calibration/observing-tape.js';
+import { writeAdapter } from '../../lib/trained/write-adapter.js';
 import { filesOf, matrixOf, worst as worstOf } from '../adapters/peft-load.js';
 import {
   gradientOf,
@@ -132,7 +132,7 @@ const NAMES = startMethods
   .map(({ start }) => start);
 
 describe('a started model', () => {
-  it.each([...NAMES, 'lora-sb', 'lora-xs', 'kasa'])(
+  it.each([...NAMES, 'lora-sb', 'lora-xs', 'kasa', 'pafi'])(
     '%s: a run that stops in the middle goes on with the same bits',
     async (name) => {
       const train = async (

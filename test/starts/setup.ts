@@ -4,6 +4,7 @@ import type { BaseFormat } from '../../lib/model/base-format.js';
 import { Decoder } from '../../lib/model/decoder.js';
 import { DecoderWeights } from '../../lib/model/decoder-weights.js';
 import { openHfModel } from '../../lib/model/hf-model.js';
+import type { CalibrationData } from '../../lib/starts/definition/calibration-data.js';
 import { startNamed } from '../../lib/starts/start-methods.js';
 import { needsData, Starter } from '../../lib/starts/starter.js';
 import { SequenceSet } from '../../lib/text/text-data.js';
@@ -73,6 +74,8 @@ export async function startedTrainer(
     readonly format?: BaseFormat;
     readonly targets?: readonly string[];
     readonly train?: Partial<TrainOptions>;
+    /** Instead of random tokens. */
+    readonly seen?: Pick<CalibrationData, 'batches' | 'T'>;
   } = {},
 ) {
   const folder = temporaryFolder();
@@ -84,7 +87,7 @@ export async function startedTrainer(
   const { settings = {}, targets = ['q_proj', 'k_proj', 'down_proj'] } = given;
   const chosen = {
     method: methodNamed('test', method),
-    config: { r: 4, loraAlpha: 8, ...given.config },
+    config: { r: 4, ...(method === 'shira' ? {} : { loraAlpha: 8 }), ...given.config },
   };
   const common = { start, settings, format, device: 'cpu', seed: 3 } as const;
   using starter = new Starter(model, { ...common, ...chosen, targets });
@@ -100,7 +103,7 @@ export async function startedTrainer(
     tokens: 12 * T,
   };
   const batches = [data.train.batch([0, 1]), data.train.batch([2, 3, 4])];
-  const seen = needsData(start) ? { batches, T, dtype: 'f32' as const } : undefined;
+  const seen = needsData(start) ? { batches, T, dtype: 'f32' as const, ...given.seen } : undefined;
   const adapters = await starter.finish(decoder, seen);
   const config = {
     method: chosen.method,

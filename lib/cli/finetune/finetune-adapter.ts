@@ -9,8 +9,13 @@ import { loadStart } from '../../starts/definition/load-start.js';
 import { startNamed } from '../../starts/start-methods.js';
 import { type AdapterStart, methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
 import type { Arguments } from '../command/arguments.js';
-import { readSetting, settingName } from '../command/setting.js';
-import { type ChosenOptimizer, readOptimizer } from './finetune-optimizer.js';
+import { readSetting, settingName, splitSettings } from '../command/setting.js';
+import {
+  type ChosenOptimizer,
+  readOptimizer,
+  readOptimizerSettings,
+} from './finetune-optimizer.js';
+import { type ChosenRules, readRules, withSettings } from './finetune-rules.js';
 
 const kOp = 'finetune';
 
@@ -27,18 +32,23 @@ export interface ChosenMethod {
 }
 
 /**
- * The methods of `--adapter`: one, or several separated by commas; and the optimiser, as `--set` has settings of both.
+ * The methods of `--adapter`: one, or several separated by commas; and the optimiser and the rules, as `--set` has settings
+ * of all of them.
  * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
  */
 export async function readAdapters(parsed: Arguments): Promise<{
   readonly adapters: [ChosenMethod, ...ChosenMethod[]];
   readonly optimizer: ChosenOptimizer;
+  readonly rules: ChosenRules;
 }> {
   const init = await readStart(parsed);
-  const standard = init?.start.adapters?.[0] ?? 'lora';
-  const names = (parsed.text('adapter') ?? standard).split(',').map((name) => name.trim());
+  const [chosenOptimizer, chosenRules] = [await readOptimizer(parsed), await readRules(parsed)];
+  // Without --adapter, the one that the start or a rule is for.
+  const fitting = [init?.start, ...chosenRules.rules].flatMap((each) => each?.adapters ?? []);
+  const standard = fitting[0] ?? 'lora';
+  const adapterNames = (parsed.text('adapter') ?? standard).split(',').map((name) => name.trim());
   const methods: { name: string; own: boolean; method: TrainedMethod }[] = [];
-  for (const name of names) {
+  for (const name of adapterNames) {
     const own = /[./\\]/.test(name);
     const method = own ? await loadMethod(kOp, name) : methodNamed(kOp, name);
     if (own) requireOwnName(parsed, method);
@@ -49,14 +59,26 @@ export async function readAdapters(parsed: Arguments): Promise<{
     ...methods.map(({ method }) => method.definition),
     init?.start ?? { defaults: {} },
   ];
-  const settingNames = known.flatMap(({ defaults }) => Object.keys(defaults));
-  const { others, ...optimizer } = await readOptimizer(parsed, new Set(settingNames));
+  const names = (...all: { readonly defaults: unknown }[]) =>
+    new Set(all.flatMap(({ defaults }) => Object.keys(defaults as object)));
+  const { optimizer } = chosenOptimizer;
+  const texts = splitSettings(parsed, [
+    { prefix: 'adapter', names: names(...known) },
+    { prefix: 'optimizer', names: names(optimizer) },
+    ...chosenRules.rules.map((rule) => ({ prefix: rule.rule, names: names(rule) })),
+  ]);
+  const of = (owner: string) => texts.get(owner) ?? [];
+  const others = of('adapter');
+  const rules = {
+    rules: chosenRules.rules.map((rule) => withSettings(parsed, rule, of(rule.rule))),
+    files: chosenRules.files,
+  };
   const start = init === undefined ? undefined : startSettings(parsed, init.start, others);
   const chosen = methods.map(({ name, own, method }): ChosenMethod => {
-    const alone = names.length === 1;
+    const alone = adapterNames.length === 1;
     return {
       method,
-      settings: settingsOf(parsed, method, alone, others, optimizer.optimizer, init?.start),
+      settings: settingsOf(parsed, method, alone, others, { optimizer, rules }, init?.start),
       ...(own ? { file: name } : {}),
       ...(start === undefined ? {} : { start }),
       ...(init?.file === undefined ? {} : { startFile: init.file }),
@@ -66,7 +88,12 @@ export async function readAdapters(parsed: Arguments): Promise<{
   const twice = chosen.find(({ method }, i) => named.indexOf(method.method) < i);
   if (twice !== undefined)
     throw parsed.refuse('adapter', 'methods with distinct names', twice.method.method);
-  return { adapters: chosen as [ChosenMethod, ...ChosenMethod[]], optimizer };
+  const settings = readOptimizerSettings(parsed, optimizer, of('optimizer'));
+  return {
+    adapters: chosen as [ChosenMethod, ...ChosenMethod[]],
+    optimizer: { ...chosenOptimizer, settings },
+    rules,
+  };
 }
 
 /** The start of `--init`, and the file that it comes from, if any. */
@@ -127,7 +154,10 @@ function settingsOf(
   { method, definition }: TrainedMethod,
   alone: boolean,
   texts: readonly string[],
-  { optimizer, defaults: optimizerDefaults }: AnyOptimizer,
+  {
+    optimizer,
+    rules: { rules },
+  }: { readonly optimizer: AnyOptimizer; readonly rules: ChosenRules },
   init: AnyStart | undefined,
 ): Readonly<Record<string, unknown>> {
   const defaults = definition.defaults as Readonly<Record<string, unknown>>;
@@ -154,9 +184,12 @@ function settingsOf(
     if (!alone && name !== undefined && !(name in defaults)) continue;
     if (name === undefined || !Object.hasOwn(defaults, name)) {
       const list = (all: object) => Object.keys(all).join(', ') || 'none';
+      const ofRules = rules.map(
+        ({ rule }) => ` or of the rule ${rule.rule} (${list(rule.defaults)})`,
+      );
       const expected =
         `NAME=VALUE with a setting of ${method} (${list(defaults)}) ` +
-        `or of the optimizer ${optimizer} (${list(optimizerDefaults)})`;
+        `or of the optimizer ${optimizer.optimizer} (${list(optimizer.defaults)})${ofRules.join('')}`;
       throw parsed.refuse('set', expected, text);
     }
     const [setting, value] = readSetting(parsed, text, method, defaults);

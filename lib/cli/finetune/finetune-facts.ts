@@ -19,14 +19,13 @@ export function settingsOf(
   const { adapter, train, privacy, device = defaultDevice() } = options;
   const { method, definition } = adapter.method;
   const settings = { ...(definition.defaults as object), ...adapter.settings };
-  const list = Object.entries(settings).map(([name, value]) => `${name} ${String(value)}`);
   const { isa, name } = deviceInfo(device);
   const processor = device === 'cpu' ? `${cpus()[0]?.model ?? name}, ${isa}` : name;
   return [
     { name: 'command', value: ['lowrank finetune', ...shownArguments(args, privacy)].join(' ') },
     { name: 'model', value: printable(options.model) },
     ...dataFacts(options),
-    { name: 'method', value: method, note: list.join(', ') },
+    { name: 'method', value: method, note: listOf(settings) },
     ...startFacts(adapter.start),
     {
       name: 'base',
@@ -38,6 +37,11 @@ export function settingsOf(
       value: `${train.steps} of ${train.batch * train.accumulate} sequences`,
       note: `${optimizerText(train)}, rate ${train.lr}, warm-up ${train.warmup}, decay ${train.weightDecay}, clip ${train.clip}`,
     },
+    ...(train.rules ?? []).map(({ rule, settings: own }) => ({
+      name: 'rule',
+      value: rule.rule,
+      note: listOf({ ...(rule.defaults as object), ...own }),
+    })),
     { name: 'seed', value: privacy === undefined ? String(train.seed) : 'not shown' },
     { name: 'machine', value: processor, note: `device ${device}, lowrank ${version()}` },
     { name: 'date', value: new Date().toISOString() },
@@ -70,16 +74,19 @@ function dataFacts(options: FinetuneOptions): Fact[] {
   ];
 }
 
-/** Where the adapters begin, if not at the method's own start. */
-function startFacts(chosen: AdapterStart | undefined): Fact[] {
-  if (chosen === undefined) return [];
-  const { start, settings } = chosen;
-  const all = Object.entries({ ...(start.defaults as object), ...settings });
-  const note = all
+/** `r 8, dropout 0` */
+const listOf = (settings: object): string =>
+  Object.entries(settings)
     .map(
       ([name, value]) => `${name} ${typeof value === 'string' ? printable(value) : String(value)}`,
     )
     .join(', ');
+
+/** Where the adapters begin, if not at the method's own start. */
+function startFacts(chosen: AdapterStart | undefined): Fact[] {
+  if (chosen === undefined) return [];
+  const { start, settings } = chosen;
+  const note = listOf({ ...(start.defaults as object), ...settings });
   return [{ name: 'start', value: start.start, ...(note === '' ? {} : { note }) }];
 }
 

@@ -5,7 +5,7 @@ import { loadOptimizer } from '../../optim/definition/load-optimizer.js';
 import { optimizerSettings } from '../../optim/definition/settings.js';
 import { optimizerList, optimizerNamed } from '../../optim/optimizers.js';
 import type { Arguments } from '../command/arguments.js';
-import { readSetting, settingName } from '../command/setting.js';
+import { readSetting } from '../command/setting.js';
 
 const kOp = 'finetune';
 
@@ -18,43 +18,33 @@ export interface ChosenOptimizer {
 }
 
 /**
- * The optimiser of `--optimizer`, with those of the texts of `--set` that are its settings.
- * @param methodSettings names of settings that the adapters have
- * @returns the optimiser, and the texts of `--set` that are left for the adapters
+ * The optimiser of `--optimizer`, and its file, if any.
  * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
  */
-export async function readOptimizer(
-  parsed: Arguments,
-  methodSettings: ReadonlySet<string>,
-): Promise<ChosenOptimizer & { readonly others: readonly string[] }> {
+export async function readOptimizer(parsed: Arguments): Promise<Omit<ChosenOptimizer, 'settings'>> {
   const name = parsed.text('optimizer') ?? 'adamw';
   const own = /[./\\]/.test(name);
   const optimizer = own ? await loadOptimizer(kOp, name) : optimizerNamed(kOp, name);
   if (own) requireOwnName(parsed, optimizer);
-  const defaults = optimizer.defaults as Readonly<Record<string, unknown>>;
-  const settings: Record<string, unknown> = {};
-  const others: string[] = [];
-  for (const text of parsed.texts('set')) {
-    const [prefix, rest] = splitPrefix(text);
-    const setting = settingName(rest);
-    const has = setting !== undefined && Object.hasOwn(defaults, setting);
-    if (prefix === undefined && has && methodSettings.has(setting)) {
-      const expected = `adapter.${setting}=VALUE or optimizer.${setting}=VALUE (both have this setting)`;
-      throw parsed.refuse('set', expected, text);
-    }
-    if (prefix === 'optimizer' || (prefix === undefined && has)) {
-      const [key, value] = readSetting(parsed, rest, optimizer.optimizer, defaults);
-      settings[key] = value;
-    } else others.push(rest);
-  }
-  optimizerSettings(kOp, optimizer, settings);
-  return { optimizer, settings, others, ...(own ? { file: name } : {}) };
+  return { optimizer, ...(own ? { file: name } : {}) };
 }
 
-/** `optimizer.beta1=0.8` names whose setting it is. */
-function splitPrefix(text: string): readonly [prefix: string | undefined, rest: string] {
-  const found = /^(adapter|optimizer)\.(.*)$/s.exec(text);
-  return found === null ? [undefined, text] : [found[1], found[2] as string];
+/**
+ * The settings of an optimiser.
+ * @param texts of `--set`
+ * @throws UsageError · LowrankError `ERR_VALUE`
+ */
+export function readOptimizerSettings(
+  parsed: Arguments,
+  optimizer: AnyOptimizer,
+  texts: readonly string[],
+): Readonly<Record<string, unknown>> {
+  const defaults = optimizer.defaults as Readonly<Record<string, unknown>>;
+  const settings = Object.fromEntries(
+    texts.map((text) => readSetting(parsed, text, optimizer.optimizer, defaults)),
+  );
+  optimizerSettings(kOp, optimizer, settings);
+  return settings;
 }
 
 /** Checkpoints and reports identify an optimiser by its name. */

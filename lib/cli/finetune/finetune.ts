@@ -35,6 +35,13 @@ import { type MethodRun, methodsReport, methodsSummary } from './finetune-method
 import type { ChosenOptimizer } from './finetune-optimizer.js';
 import { readPrivacy } from './finetune-privacy.js';
 import { reportHtml } from './finetune-report.js';
+import type { ChosenRules } from './finetune-rules.js';
+
+/** What a run has beside its adapters. */
+interface Around {
+  readonly optimizer: ChosenOptimizer;
+  readonly rules: ChosenRules;
+}
 
 /** Of the learning rate for pairs of answers: they move a model farther than its next tokens do. */
 const kPreferenceRate = 0.1;
@@ -61,7 +68,7 @@ Adapter
   --init NAME         where the adapters begin (pissa, loftq, eva, qera, ...; docs/training/starts.md), or a file
                       of one's own                                        [the method's own start]
   --init-batches N    passes over the text that a start from inputs or gradients sees       [8]
-  --set NAME=VALUE    another setting of the method, of --init or the optimizer; may be repeated
+  --set NAME=VALUE    another setting of the method, --init, --optimizer or --rule; may be repeated
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
@@ -76,6 +83,8 @@ Training
   --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
   --optimizer NAME    adamw, lora-plus, lion, ... (docs/training/optimizers.md), or a file of one's own [adamw]
+  --rule NAME         what happens around the steps (relora, adalora, ...; docs/training/rules.md), or
+                      a file of one's own; several with commas between them
   --lr X              peak learning rate     [0.003, for dpo 0.0003, times what method and optimizer want]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
   --weight-decay X    decoupled                                           [0]
@@ -126,6 +135,7 @@ const kOptions = {
   'double-quant': { type: 'boolean' },
   steps: { type: 'string' },
   optimizer: { type: 'string' },
+  rule: { type: 'string' },
   'seq-len': { type: 'string' },
   batch: { type: 'string' },
   accumulate: { type: 'string' },
@@ -160,10 +170,10 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const { adapters, optimizer } = await readAdapters(parsed);
+  const { adapters, ...around } = await readAdapters(parsed);
   const [first, ...others] = adapters;
-  if (others.length > 0) return compareMethods(parsed, adapters, optimizer);
-  const options = readOptions(parsed, first, optimizer);
+  if (others.length > 0) return compareMethods(parsed, adapters, around);
+  const options = readOptions(parsed, first, around);
   if (parsed.flag('dry-run')) return dryRun(parsed, options);
   if (parsed.text('show-data') !== undefined) return showData(parsed, options);
   const report = reportPath(parsed, options.out);
@@ -229,7 +239,7 @@ async function showData(parsed: Arguments, options: FinetuneOptions): Promise<nu
 async function compareMethods(
   parsed: Arguments,
   chosen: readonly ChosenMethod[],
-  optimizer: ChosenOptimizer,
+  around: Around,
 ): Promise<number> {
   const out = parsed.text('out') ?? 'lowrank-adapter';
   const exports = readExports(parsed);
@@ -242,7 +252,7 @@ async function compareMethods(
   const runs: MethodRun[] = [];
   try {
     const all = chosen.map((method) => ({
-      ...readOptions(parsed, method, optimizer),
+      ...readOptions(parsed, method, around),
       out: path.join(out, method.method.method),
       compare: false,
       sampleTokens: 0,
@@ -292,8 +302,9 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
 function readOptions(
   parsed: Arguments,
   { method, settings, file, start, startFile }: ChosenMethod,
-  { optimizer, settings: optimizerSettings, file: optimizerFile }: ChosenOptimizer,
+  { optimizer: chosenOptimizer, rules: { rules, files: ruleFiles } }: Around,
 ): FinetuneOptions {
+  const { optimizer, settings: optimizerSettings, file: optimizerFile } = chosenOptimizer;
   const data = readDataOptions(parsed);
   const dpoBeta = readBeta(parsed, data);
   const gentle = dpoBeta === undefined ? 1 : kPreferenceRate;
@@ -330,6 +341,7 @@ function readOptions(
     ...(startFile === undefined ? {} : { initFile: startFile }),
     ...(file === undefined ? {} : { adapterFile: file }),
     ...(optimizerFile === undefined ? {} : { optimizerFile }),
+    ruleFiles,
     train: {
       steps,
       batch: parsed.integer('batch', 4, 1, 65_536),
@@ -344,6 +356,7 @@ function readOptions(
       optimizer,
       optimizerSettings,
       ...(dpoBeta === undefined ? {} : { dpoBeta }),
+      rules,
     },
     ...(privacy === undefined ? {} : { privacy }),
     evalEvery: parsed.integer('eval-every', evalEvery, 0, most),

@@ -33,9 +33,9 @@ export interface StoredState {
   readonly shape: readonly number[];
   /** Not below 0. */
   readonly notNegative: boolean;
-  read(): Float32Array | Uint8Array;
-  write(values: Float32Array | Uint8Array): void;
-  readonly dtype: 'F32' | 'U8';
+  read(): Float32Array | Float64Array | Uint8Array;
+  write(values: Float32Array | Float64Array | Uint8Array): void;
+  readonly dtype: 'F32' | 'F64' | 'U8';
 }
 
 type Update = HostArrays['update'];
@@ -115,6 +115,14 @@ export class OptimizerRun {
         }),
       ),
     ]);
+  }
+
+  /** All states become what they are in a new run. */
+  restart(): void {
+    for (const { state, bytes } of this.#entries) {
+      for (const tensor of Object.values(state)) tensor.write(new Float32Array(tensor.size));
+      for (const own of Object.values(bytes)) own.bytes.fill(0);
+    }
   }
 
   /** Writes the parameters that have a gradient, and their states. */

@@ -15,6 +15,24 @@ type Expand = Parameters<ModelTape['expand']>;
 type ExpandWithNorms = Parameters<ModelTape['expandWithNorms']>;
 
 /**
+ * Tells of the gradient of a layer's output in the backward pass.
+ * @returns y, through which the gradient goes
+ */
+export function watchGradient(
+  tape: ModelTape,
+  x: Value,
+  y: Value,
+  gradient: (dy: Tensor, x: Tensor) => void,
+): Value {
+  if (!y.differentiable) return y;
+  const same = y.tensor.reshape(y.shape);
+  return tape.record(same, [y], [x.tensor], (dy, pass) => {
+    gradient(dy, x.tensor);
+    pass.give(y, dy);
+  });
+}
+
+/**
  * A tape that tells observers of the linear layers over certain base weights. Values are those of an evaluation: without dropout.
  */
 export class ObservingTape extends ModelTape {
@@ -50,12 +68,7 @@ export class ObservingTape extends ModelTape {
     const observer = this.#observers.get(w);
     if (observer === undefined) return y;
     observer.input?.(x.tensor);
-    const { gradient } = observer;
-    if (gradient === undefined || !y.differentiable) return y;
-    const same = y.tensor.reshape(y.shape);
-    return this.record(same, [y], [x.tensor], (dy, pass) => {
-      gradient.call(observer, dy, x.tensor);
-      pass.give(y, dy);
-    });
+    if (observer.gradient === undefined) return y;
+    return watchGradient(this, x, y, (dy, input) => observer.gradient?.(dy, input));
   }
 }

@@ -3,9 +3,11 @@ import { ModelTape } from '../../../autograd/model/model-tape.js';
 import { hash32 } from '../../../core/random.js';
 import { scope } from '../../../core/scope.js';
 import type { Tensor } from '../../../core/tensor.js';
+import { tokensOf } from '../../../model/decoder-tokens.js';
 import { type LayerWeights, linearsOf } from '../../../model/decoder-weights.js';
 import { freezeGrid } from '../../../ops/quantizers/freeze-grid.js';
 import { groupsOf } from '../../../quantizers/group-ranges.js';
+import type { CalibrationData } from '../../definition/calibration-data.js';
 import { defineStart, type StartFactors, type StartModel } from '../../definition/definition.js';
 import { clippedGrid, clippedLora } from '../../parts/clipped-lora.js';
 import { integerIn, numberIn } from '../../parts/settings.js';
@@ -25,13 +27,21 @@ function outputs(
   block: number,
   xs: readonly Tensor[],
   adapters: ReadonlyMap<string, Adapter>,
+  data: CalibrationData,
 ): Tensor[] {
-  return xs.map((x) =>
+  return xs.map((x, i) =>
     scope(() => {
       const tape = new ModelTape({ recording: false });
-      return decoder.block(tape, block, tape.constant(x), { adapters }).tensor;
+      const call = { adapters, ...documentsOf(data, i, x) };
+      return decoder.block(tape, block, tape.constant(x), call).tensor;
     }),
   );
+}
+
+/** Where documents begin in a batch, whose rows are x. */
+function documentsOf({ batches, T }: CalibrationData, i: number, { device }: Tensor) {
+  const { documents } = tokensOf(batches[i] as CalibrationData['batches'][number], T, device);
+  return documents === undefined ? {} : { documents };
 }
 
 /** Trains the layers of a block to give its output in the dense model. */
@@ -58,8 +68,9 @@ async function trainBlock(
         () => new ModelTape(),
         1,
         (tape) => {
-          const x = tape.constant(seen[i] as Tensor);
-          const y = stored.block(tape, block, x, { adapters: own });
+          const x = seen[i] as Tensor;
+          const call = { adapters: own, ...documentsOf(data, i, x) };
+          const y = stored.block(tape, block, tape.constant(x), call);
           return meanSquares(tape, y, wanted[i] as Tensor);
         },
       );
@@ -143,13 +154,13 @@ export const apiq = defineStart({
             return [[module, made as unknown as Adapter] as const];
           }),
         );
-        const wanted = outputs(dense, block, exact, new Map());
+        const wanted = outputs(dense, block, exact, new Map(), data);
         const targets = wanted.map((each) => each.to({ dtype: 'f32' }));
         try {
           const turn = () => [done++, total] as const;
           await trainBlock(model, block, own, seen, targets, settings, turn);
           for (const [module, adapter] of own) found.set(module, frozen(adapter, bits));
-          const next = outputs(stored, block, seen, own);
+          const next = outputs(stored, block, seen, own, data);
           const before = [...exact, ...seen];
           [exact, seen] = [wanted, next];
           free(before);

@@ -1,6 +1,8 @@
 import { ModelTape } from '../../../autograd/model/model-tape.js';
 import { scope } from '../../../core/scope.js';
 import type { Tensor } from '../../../core/tensor.js';
+import { tokensOf } from '../../../model/decoder-tokens.js';
+import { learnedOf } from '../../../text/sequences.js';
 import { defineStart } from '../../definition/definition.js';
 import { integerIn, numberIn } from '../../parts/settings.js';
 import { FactorTraining, meanSquares } from '../../parts/train-factors.js';
@@ -26,31 +28,33 @@ export const rilq = defineStart({
     const { batches, T, dtype } = data;
     const total = batches.length * (settings.rounds + 1);
     let done = 0;
-    const tokensOf = (ids: Int32Array) => ({ ids, B: ids.length / T, T });
+    const { device } = stored.weights;
     const targets: Tensor[] = [];
     const all = [...adapters.values()];
     const tensors = all.flatMap(({ parameters }) => Object.values(parameters));
     using training = new FactorTraining([{ tensors, lr: settings.lr }]);
     try {
-      for (const { ids } of batches) {
+      for (const batch of batches) {
         await onBatch(done++, total);
         const features = scope(() => {
           const tape = new ModelTape({ recording: false });
-          const pass = dense.forward(tape, tokensOf(ids), { dtype });
+          const pass = dense.forward(tape, tokensOf(batch, T, device), { dtype });
           return pass.features.tensor.to({ dtype: 'f32' });
         });
         targets.push(features);
       }
       for (let round = 0; round < settings.rounds; round++) {
-        for (const [i, { ids, targets: next }] of batches.entries()) {
+        for (const [i, batch] of batches.entries()) {
           await onBatch(done++, total);
           training.step(
             () => new ModelTape(),
             1,
             (tape) => {
-              const { features } = stored.forward(tape, tokensOf(ids), { dtype, adapters });
+              const tokens = tokensOf(batch, T, device);
+              const { features } = stored.forward(tape, tokens, { dtype, adapters });
               const squares = meanSquares(tape, features, targets[i] as Tensor);
-              const scale = 1 / next.length;
+              const { targets: next } = batch;
+              const scale = 1 / Math.max(learnedOf(next), 1);
               const { loss } = stored.loss(tape, features, next, { dtype, scale });
               return tape.add(squares, loss, settings.discrepancy, settings.truth);
             },
