@@ -256,6 +256,7 @@ export type {
   LinearPlace,
   TensorPlace,
 } from './model/decoder-tensors.js';
+export { documentBegins } from './model/decoder-tokens.js';
 export {
   type BaseMemory,
   DecoderWeights,
@@ -263,7 +264,6 @@ export {
   type LinearWeights,
   type LoadOptions,
 } from './model/decoder-weights.js';
-export { documentBegins } from './model/decoder-tokens.js';
 export { ExpertsLora } from './model/expert-adapters.js';
 export { type GenerateOptions, generate } from './model/generate.js';
 export { GgufModel, openGgufModel } from './model/gguf/gguf-model.js';

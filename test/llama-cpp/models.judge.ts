@@ -5,6 +5,7 @@ import { Tokenizer } from '@huggingface/tokenizers';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { peftToGguf } from '../../lib/cli/convert/convert-adapter.js';
 import { folderToGguf } from '../../lib/cli/convert/folder-to-gguf.js';
+import { mergeIntoModel } from '../../lib/cli/merge/merge-model.js';
 import {
   Decoder,
   DecoderWeights,
@@ -132,6 +133,10 @@ describe('a converted model', () => {
     const adapted = await nextLogs(llama, file, ids, adapter);
     expect(difference(adapted, ours(file, ids, own))).toBeLessThan(bound);
     expect(difference(adapted, ours(file, ids))).toBeGreaterThan(10 * bound);
+    const merged = join(out, 'merged.gguf');
+    await mergeIntoModel({ model: folder, adapter: own, out: merged, format: 'f32' }, quiet);
+    const whole = await nextLogs(llama, withVocabulary(merged), ids);
+    expect(difference(whole, ours(folder, ids, own))).toBeLessThan(bound);
   });
 
   const types: GgufType[] = [
