@@ -9,7 +9,11 @@ import { kDense } from './expert-weights.js';
 import type { ModelFiles } from './model-files.js';
 import type { LinearPlace } from './places.js';
 
-/** Reads linear layers that the files hold dense, and stores changed ones as {@link DecoderWeights.load} would. */
+/**
+ * Reads linear layers that the files hold dense, and stores changed ones as {@link DecoderWeights.load} would.
+ * @example
+ * const source = new LinearSource(openHfModel('./model'), { format: 'nf4' }, 'cpu');
+ */
 export class LinearSource {
   constructor(
     readonly model: ModelFiles,

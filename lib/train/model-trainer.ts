@@ -364,7 +364,7 @@ export class ModelTrainer implements Disposable {
     return [...this.trainer.stored, ...(this.rules?.storedOf(merged) ?? [])];
   }
 
-  /** Goes on after this number of steps; the caller has written {@link storedOf}. */
+  /** Goes on after this number of steps; the caller has written `storedOf`. */
   resumeAt(steps: number, optimizerOrigin: number): void {
     this.trainer.resumeAt(steps);
     this.trainer.optimizerOrigin = optimizerOrigin;
@@ -398,7 +398,7 @@ export class ModelTrainer implements Disposable {
 
   /**
    * Mean loss over the pairs of a set, and the share of pairs that the model ranks as they are.
-   * @param adapted as in {@link evaluate}
+   * @param adapted as in `evaluate`
    * @throws LowrankError `ERR_VALUE` if the trainer has another loss
    */
   async prefer(
