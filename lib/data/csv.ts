@@ -9,6 +9,8 @@ interface Row {
   readonly cells: readonly string[];
 }
 
+const kSeparators: Readonly<Record<string, string>> = { ',': 'commas', '\t': 'tabs' };
+
 /**
  * The rows of a table, in order. A cell in quotes may hold separators, quotes (twice) and line breaks. Blank lines are skipped.
  * @param separator one character
@@ -31,6 +33,15 @@ export function parseTable(
   const [head, ...rows] = new TableReader(text, separator, refuse).rows();
   if (head === undefined) return [];
   const names = head.cells.map((name) => name.trim());
+  const other = [...',;\t'].find((c) => c !== separator && head.cells[0]?.includes(c));
+  if (names.length === 1 && other !== undefined) {
+    const got = `one column, ${printable(head.cells[0] as string)}`;
+    refuse(
+      head.line,
+      `names with ${kSeparators[separator] ?? printable(separator)} between them`,
+      got,
+    );
+  }
   const twice = names.find((name, i) => name === '' || names.indexOf(name) !== i);
   if (twice !== undefined) {
     const got = twice === '' ? 'an empty one' : `${printable(twice)} twice`;

@@ -112,7 +112,14 @@ async function renderAll(
   const texts: (readonly { text: string; learned: Rendered['learned'] }[])[] = [];
   if (chats.length > 0) {
     const nameOf = (i: number) => placeText((examples[names[i] as number] as Example).place);
-    await tokenizer.renderAll(chats, nameOf, (found) => texts.push(...found), onTick);
+    await tokenizer.renderAll(
+      chats,
+      nameOf,
+      (found) => {
+        for (const each of found) texts.push(each);
+      },
+      onTick,
+    );
   }
   let next = 0;
   return all.flatMap(({ content, example, answer }): Rendered[] => {
@@ -244,7 +251,7 @@ function unitsOf(
     const { place, contents } = examples[example] as Example;
     const own = documents[i] as DataDocument[];
     if (contents.length === 1) {
-      units.push(...own.map((document) => ({ example, place, documents: [document] })));
+      for (const document of own) units.push({ example, place, documents: [document] });
     } else if (answer === 0) {
       units.push({ example, place, documents: [...own, ...(documents[i + 1] as DataDocument[])] });
     }

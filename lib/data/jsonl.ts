@@ -2,8 +2,9 @@
 
 import { jsonBounds, requireBounded } from '../checkpoint/files/json-bounds.js';
 import type { JsonObject } from '../checkpoint/files/json-file.js';
+import { LowrankError } from '../core/errors.js';
 import { printable, printableValue } from '../core/printable.js';
-import { type Place, refuseExample } from './place.js';
+import { type Place, placeText, refuseExample } from './place.js';
 
 /** An example as a file has it: values by the names of fields. */
 export interface DataRecord {
@@ -38,7 +39,9 @@ function parseLine(op: string, place: Place, bytes: Uint8Array): JsonObject | un
     return refuse('other bytes');
   }
   if (text === '') return undefined;
-  requireBounded(bytes, jsonBounds.example, (what) => refuse(`one that ${what}`));
+  requireBounded(bytes, jsonBounds.example, (what) => {
+    throw new LowrankError('ERR_FILE', `${op}: ${placeText(place)} ${what}`, { op });
+  });
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -49,7 +49,10 @@ export function readText(op: string, files: readonly string[], separator: string
     }
     text = text.replace(/\r\n/g, '\n');
     const parts = separator === '' ? [text] : text.split(separator);
-    documents.push(...parts.map((part) => part.trim()).filter((part) => part !== ''));
+    for (const part of parts) {
+      const trimmed = part.trim();
+      if (trimmed !== '') documents.push(trimmed);
+    }
   }
   return { documents, bytes, sha256: hash.digest('hex') };
 }

@@ -232,7 +232,9 @@ export class TextTokenizer {
       { role: 'assistant', content: said },
     ];
     const found: RenderedChat[] = [];
-    const keep = (chats: readonly (readonly RenderedChat[])[]) => found.push(...chats.flat());
+    const keep = (chats: readonly (readonly RenderedChat[])[]) => {
+      for (const chat of chats) for (const each of chat) found.push(each);
+    };
     await this.renderAll([{ messages }], () => 'a conversation', keep, onTick);
     const { text = '', learned: [[begin, end] = [0, 0]] = [] } = found[0] ?? {};
     const turn = text.slice(begin, end);

@@ -109,6 +109,14 @@ describe('examples as tokens', () => {
     expect(units.map(({ example }) => example)).toEqual([0, 0, 0, 1]);
   });
 
+  it('one text may become more sequences than a call takes arguments', async () => {
+    const objects = [{ text: 'ab'.repeat(200_000) }, { text: 'k' }];
+    const { units } = await onTokens((tokenizer) => prepare(tokenizer, objects, { seqLen: 2 }));
+    expect(units.length).toBe(200_002);
+    const learned = units.reduce((sum, unit) => sum + (plain(unit)[0]?.ids.length ?? 0) - 1, 0);
+    expect(learned).toBe(400_003);
+  });
+
   it('a token that holds the end of a prompt and the begin of an answer is learned, and told', async () => {
     const objects = [
       { prompt: 'The capital is ', completion: 'Paris' },

@@ -108,7 +108,11 @@ describe('JSON lines', () => {
     ['[1]', /"f" line 1 .*got an array of 1/],
     ['{"a":1}\nnull', /"f" line 2 .*got null/],
     ['{"a":1}\n\nplain words', /"f" line 3 .*got "plain words"/],
-    [`{"a":${'['.repeat(70)}${']'.repeat(70)}}`, /"f" line 1 .*at most 64 deep/],
+    [`{"a":${'['.repeat(70)}${']'.repeat(70)}}`, /"f" line 1 must nest at most 64 deep, got 71/],
+    [
+      `{}\n{"a":"${'x'.repeat(17 << 20)}"}`,
+      /"f" line 2 must be at most 16777216 bytes, got 17825800$/,
+    ],
   ])('%s', (content, expected) => {
     expect(failure(() => parseJsonLines('test', 'f', bytes(content)))).toMatch(expected);
   });
@@ -162,6 +166,10 @@ describe('tables', () => {
     ['a,b\n"1\n2",3\n4,5,6', /"f" line 4 must be 2 cells.*got 3/],
     ['a,a\n', /"f" line 1 must be distinct names of columns, got "a" twice/],
     ['a,\n', /got an empty one/],
+    [
+      'prompt;completion\n1;2\n',
+      /line 1 must be names with commas between them, got one column, "prompt;completion"/,
+    ],
     ['a\n"b\nc', /"f" line 2 must be a row whose quotes are closed/],
     ['a\n"b"c\n', /"f" line 2 must be a separator behind the quote.*got "c"/],
   ])('%j is rejected', (text, expected) => {

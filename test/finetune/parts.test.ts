@@ -106,6 +106,12 @@ describe('text', () => {
     expect(Array.from(last.targets)).toEqual(stream.slice(9, 13));
   });
 
+  it('takes more paragraphs than a call takes arguments', () => {
+    const { documents } = readText('test', [write('long.txt', 'ab\n\n'.repeat(300_000))], '\n\n');
+    expect(documents.length).toBe(300_000);
+    expect(new Set(documents)).toEqual(new Set(['ab']));
+  });
+
   it('a tenth is held out, a folder is its .txt files in order', async () => {
     const many = path.join(folder, 'many');
     fs.mkdirSync(many);

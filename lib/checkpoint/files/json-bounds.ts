@@ -49,6 +49,8 @@ export function requireBounded(
   bounds: JsonBounds,
   refuse: (what: string) => never,
 ): void {
+  const { maxBytes, maxDepth, maxKeys, maxValues } = bounds;
+  if (bytes.length > maxBytes) refuse(`must be at most ${maxBytes} bytes, got ${bytes.length}`);
   let [depth, deepest, keys, values] = [0, 0, 0, 0];
   for (let at = 0; at < bytes.length; at++) {
     switch (bytes[at]) {
@@ -72,7 +74,6 @@ export function requireBounded(
         break;
     }
   }
-  const { maxDepth, maxKeys, maxValues } = bounds;
   if (deepest > maxDepth) refuse(`must nest at most ${maxDepth} deep, got ${deepest}`);
   if (keys > maxKeys) refuse(`must hold at most ${maxKeys} keys, got ${keys}`);
   if (values > maxValues) refuse(`must hold at most ${maxValues} values, got ${values}`);
@@ -100,7 +101,5 @@ export function requireBoundedFile(
   const refuse = (expected: string): never => {
     throw new LowrankError(code, `${op}: ${what} ${expected}`, { op });
   };
-  const { maxBytes } = bounds;
-  if (bytes.length > maxBytes) refuse(`must be at most ${maxBytes} bytes, got ${bytes.length}`);
   requireBounded(bytes, bounds, refuse);
 }
