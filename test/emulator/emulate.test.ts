@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { readTrace } from '../../lib/cli/emulate/emulate-trace.js';
 import { anyOf } from '../../lib/core/errors.js';
 import { formatNames } from '../../lib/core/formats.js';
 import { requireBuilt, run, start } from '../finetune/command.js';
@@ -193,6 +194,19 @@ describe.runIf(emulatorRuns)('lowrank emulate', () => {
     expect(html).not.toMatch(/\b(?:src|href)="(?!#)/);
     expect(html).not.toContain('file is not at hand');
   }, 300_000);
+
+  it('finds a source by each name that a line table may give it', () => {
+    const source = 'cuda/mma/gemm_mma.cuh';
+    const named = ['', './', '../', 'build/', 'build/../', `${root}/`, `${root}/build/../`];
+    const trace = inFolder('names.jsonl');
+    const lines = named.map((prefix) => ({ file: prefix + source }));
+    const findings = [{ file: '' }, { file: '/elsewhere/own.cu' }, { file: 'own.cu' }];
+    fs.writeFileSync(trace, JSON.stringify({ lines, findings }));
+    const [launch] = readTrace(trace);
+    const files = (places: readonly { file: string }[] = []) => places.map(({ file }) => file);
+    expect(files(launch?.lines)).toEqual(named.map(() => path.join(root, source)));
+    expect(files(launch?.findings)).toEqual(['', '/elsewhere/own.cu', path.join(root, 'own.cu')]);
+  });
 
   const transpose = (source: string, name: string, shared: string) => [
     'emulate',
