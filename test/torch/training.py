@@ -46,18 +46,21 @@ class Training(unittest.TestCase):
             self.assertLess(abs(g - t), 1e-6 * abs(t))
 
     def test_bf16_is_as_near_to_f32_as_torch(self):
-        torch.manual_seed(0)
-        exact = Gpt()
-        plain = copy.deepcopy(exact).to(torch.bfloat16)
-        exact = copy.deepcopy(plain).float()
-        model = self.both(plain)
-        wanted, torch_has, we_have = (train(each, STEPS) for each in (exact, plain, model))
-
-        def apart(losses):
-            return sum((a - b) ** 2 for a, b in zip(losses, wanted)) ** 0.5
-
-        self.assertLess(apart(we_have), 1.2 * apart(torch_has))
-        self.assertLess(weights_apart(model, exact), 1.2 * weights_apart(plain, exact))
+        """One run's distance is chance, half as much again or as little, so that it is summed over ten."""
+        losses_apart, most_apart = {"torch": 0.0, "ours": 0.0}, {"torch": 0.0, "ours": 0.0}
+        for seed in range(10):
+            torch.manual_seed(seed)
+            exact = Gpt()
+            plain = copy.deepcopy(exact).to(torch.bfloat16)
+            exact = copy.deepcopy(plain).float()
+            model = self.both(plain)
+            wanted = train(exact, STEPS)
+            for name, each in (("torch", plain), ("ours", model)):
+                got = train(each, STEPS)
+                losses_apart[name] += sum((g - w) ** 2 for g, w in zip(got, wanted))
+                most_apart[name] += weights_apart(each, exact) ** 2
+        for apart in (losses_apart, most_apart):
+            self.assertLess(apart["ours"] ** 0.5, 1.15 * apart["torch"] ** 0.5)
 
     def test_nf4_is_the_step_on_dequantised_weights(self):
         torch.manual_seed(0)
