@@ -5,6 +5,7 @@
  */
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
+import { sourceFile } from '../../lib/cli/emulate/source-file.js';
 
 /** The most that an access may cost of the ideal wavefronts or sectors without a written reason. */
 export const LIMIT = 1.1;
@@ -39,8 +40,10 @@ interface TracedLaunch {
 /** Text of source lines; each file is read once. */
 function sourceLines(root: string) {
   const files = new Map<string, string[]>();
+  const names = new Map<string, string>();
   return (file: string, line: number) => {
-    const full = path.resolve(root, file);
+    const full = names.get(file) ?? sourceFile(root, file);
+    names.set(file, full);
     const lines = files.get(full) ?? readFileSync(full, 'utf8').split('\n');
     files.set(full, lines);
     const text = lines[line - 1] ?? '';

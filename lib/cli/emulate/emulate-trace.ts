@@ -4,9 +4,9 @@
  */
 
 import fs from 'node:fs';
-import path from 'node:path';
 import { LowrankError } from '../../core/errors.js';
 import { packageFolder } from '../../environment/package-folder.js';
+import { sourceFile } from './source-file.js';
 
 /** A finding of check mode. */
 export interface Finding {
@@ -46,24 +46,13 @@ export interface LaunchRecord {
   readonly counts: Readonly<Record<string, number>>;
 }
 
-/**
- * The path of a source file as a line table spells it. Names in the package are relative to its folder or to `build`,
- * and some readers of line tables put `build` before either.
- */
-function sourceFile(name: string): string {
-  const root = packageFolder();
-  const named = path.resolve(root, name);
-  if (path.isAbsolute(name) || fs.existsSync(named)) return named;
-  const inPackage = path.resolve(root, path.normalize(name).replace(/^(?:\.\.\/|build\/)+/, ''));
-  return fs.existsSync(inPackage) ? inPackage : named;
-}
-
 /** Launches written after the first `from` bytes. */
 export function readTrace(file: string, from = 0): LaunchRecord[] {
   if (!fs.existsSync(file)) return [];
+  const root = packageFolder();
   const names = new Map<string, string>([['', '']]);
   const resolved = <T extends { readonly file: string }>(place: T): T => {
-    const name = names.get(place.file) ?? sourceFile(place.file);
+    const name = names.get(place.file) ?? sourceFile(root, place.file);
     names.set(place.file, name);
     return { ...place, file: name };
   };
