@@ -188,6 +188,7 @@ export {
   type RawTensors,
   writeSafetensors,
 } from './checkpoint/safetensors-write.js';
+export * from './collective/public.js';
 export { CapturedStep, type CaptureOptions, captureStep } from './core/capture.js';
 export {
   type Device,

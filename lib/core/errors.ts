@@ -24,7 +24,8 @@ export type ErrorCode =
   | 'ERR_PATH' // a path that is refused: outside its folder, a device, a loop, ...
   | 'ERR_PICKLE_REFUSED' // a Python pickle: reading one can run code
   | 'ERR_DISK_FULL' // no space left, or a file size limit
-  | 'ERR_CHECKPOINT'; // a checkpoint of another run
+  | 'ERR_CHECKPOINT' // a checkpoint of another run
+  | 'ERR_COLLECTIVE'; // a process that trains with this one was lost, or differs
 
 /**
  * The error type of the library. `code` is stable; `op` names the call that failed.

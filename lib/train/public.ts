@@ -16,4 +16,3 @@ export type { SequencePart } from './sequence-order.js';
 export type { PassPlace, PassResult, TrainPass } from './train-pass.js';
 export type { TrainStep } from './train-step.js';
 export { Trainer, type TrainerOptions } from './trainer.js';
-export { TreeSum } from './tree-sum.js';

@@ -1,6 +1,7 @@
 /** A training step: passes over a tape, the sum of their gradients, clipping, an optimiser. */
 
 import { ModelTape } from '../autograd/model/model-tape.js';
+import { TreeSum } from '../collective/tree-sum.js';
 import type { DeviceSeed } from '../core/device-seed.js';
 import { fail, markClass, wrongType } from '../core/errors.js';
 import { full } from '../core/full.js';
@@ -25,7 +26,6 @@ import {
   type StepNumbers,
   type TrainStep,
 } from './train-step.js';
-import { TreeSum } from './tree-sum.js';
 
 /** How a {@link Trainer} works. */
 export interface TrainerOptions {

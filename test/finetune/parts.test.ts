@@ -11,7 +11,7 @@ import { openHfModel } from '../../lib/model/hf-model.js';
 import { packText, readText } from '../../lib/text/text-data.js';
 import { openTokenizer, type TextTokenizer } from '../../lib/text/tokenizer.js';
 import { learningRate } from '../../lib/train/schedule.js';
-import { TreeSum } from '../../lib/train/tree-sum.js';
+import { TreeSum } from '../../lib/collective/tree-sum.js';
 import { oracleLogits } from './llama-oracle.js';
 import { temporaryFolder, tinyTrainer } from './setup.js';
 import { writeTinyCheckpoint } from './tiny-checkpoint.js';

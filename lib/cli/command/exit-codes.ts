@@ -11,6 +11,7 @@ export const exitCodes = {
   diskFull: 6,
   compute: 7,
   noBinding: 8,
+  collective: 9,
   interrupted: 130,
   terminated: 143,
 } as const;
@@ -26,6 +27,7 @@ export const exitCodeHelp = `Exit codes:
     6  no space left, or a file size limit
     7  out of memory, or numbers that are not finite; emulate: something was found
     8  the native addon is missing, or could not be built
+    9  finetune: another process of the run was lost, or is not of this run
   130  interrupted (Ctrl-C); 143 terminated
 `;
 
@@ -48,6 +50,7 @@ const kByErrorCode: Readonly<Record<ErrorCode, number>> = {
   ERR_COMPUTE: exitCodes.compute,
   ERR_NON_FINITE: exitCodes.compute,
   ERR_NO_BINDING: exitCodes.noBinding,
+  ERR_COLLECTIVE: exitCodes.collective,
   ERR_CANCELLED: exitCodes.interrupted,
   ERR_DISPOSED: exitCodes.internal,
   ERR_ALIAS: exitCodes.internal,

@@ -1,3 +1,5 @@
+import { fail } from '../core/errors.js';
+
 /**
  * A sum as a left-full binary tree: the left part of n has the largest power of two below n. Its bits depend on n and the
  * order only, and an aligned part of the tree can be summed elsewhere.
@@ -40,4 +42,30 @@ export class TreeSum<T> {
     ];
     this.#parts.push({ count: a.count + b.count, value: this.#add(a.value, b.value) });
   }
+}
+
+/**
+ * The sum of vectors in f32, in the order of a {@link TreeSum}.
+ * @param parts at least one, of equal lengths; they are not changed
+ * @throws ERR_VALUE, ERR_SHAPE
+ * @example
+ * treeSum([Float32Array.of(1, 2), Float32Array.of(3, 4)]); // 4, 6
+ */
+export function treeSum(parts: readonly Float32Array[]): Float32Array {
+  const op = 'treeSum';
+  const [first] = parts;
+  if (first === undefined) fail('ERR_VALUE', op, 'parts', 'at least one', 'none');
+  const sum = new TreeSum<{ readonly values: Float32Array; readonly own: boolean }>((a, b) => {
+    const to = a.own ? a.values : new Float32Array(a.values.length);
+    for (let i = 0; i < to.length; i++) to[i] = (a.values[i] as number) + (b.values[i] as number);
+    return { values: to, own: true };
+  });
+  for (const [i, values] of parts.entries()) {
+    if (values.length !== first.length) {
+      fail('ERR_SHAPE', op, `parts[${i}]`, `[${first.length}]`, `[${values.length}]`);
+    }
+    sum.add({ values, own: false });
+  }
+  const { values, own } = sum.total();
+  return own ? values : values.slice();
 }
