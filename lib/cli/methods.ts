@@ -1,7 +1,7 @@
 /** `lowrank methods`: the published methods and how each is used. */
 
 import { jsonText, table } from '../report/terminal.js';
-import type { SurveyRow } from '../survey/definition.js';
+import type { SurveyRow } from '../survey/definition/definition.js';
 import { surveyCommand, surveyGroups, surveyMethodNamed } from '../survey/survey.js';
 import { Arguments } from './command/arguments.js';
 import { exitCodes } from './command/exit-codes.js';

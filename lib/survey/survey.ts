@@ -1,6 +1,6 @@
 import { fail } from '../core/errors.js';
 import { suggestion } from '../core/suggestion.js';
-import type { SurveyGroup, SurveyRow } from './definition.js';
+import type { SurveyGroup, SurveyRow } from './definition/definition.js';
 import { applications } from './groups/applications.js';
 import { background } from './groups/background.js';
 import { bottleneck } from './groups/bottleneck.js';

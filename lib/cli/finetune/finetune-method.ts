@@ -1,6 +1,6 @@
 /** `lowrank finetune --method`: published methods, each as the options that it stands for. */
 
-import type { SurveyRow, SurveyRun } from '../../survey/definition.js';
+import type { SurveyRow, SurveyRun } from '../../survey/definition/definition.js';
 import { surveyMethodNamed } from '../../survey/survey.js';
 import type { Arguments } from '../command/arguments.js';
 

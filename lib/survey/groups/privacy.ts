@@ -1,4 +1,4 @@
-import type { SurveyGroup } from '../definition.js';
+import type { SurveyGroup } from '../definition/definition.js';
 
 export const privacy: SurveyGroup = {
   chapter: 'privacy',

@@ -1,4 +1,4 @@
-import type { SurveyGroup } from '../definition.js';
+import type { SurveyGroup } from '../definition/definition.js';
 
 export const quantized: SurveyGroup = {
   chapter: 'efficiency',
@@ -157,8 +157,8 @@ export const quantized: SurveyGroup = {
       year: '2025',
       arxiv: ['2510.11696'],
       primitives: 'P1 P3 P4',
-      run: { adapter: 'lora', options: { format: 'nvfp4' } },
-      note: 'the noise on the weights of norms is a rule of its reinforcement learning ([formats.md](formats.md))',
+      run: { adapter: 'lora' },
+      note: 'over a model whose files are NVFP4; the noise on the weights of norms is a rule of its reinforcement learning ([formats.md](formats.md))',
     },
     {
       method: 'nvfp4-merge-aware',
@@ -173,8 +173,8 @@ export const quantized: SurveyGroup = {
       title: 'MXFP4 base (gpt-oss)',
       year: '2025',
       primitives: 'P1 P3 P4',
-      run: { adapter: 'lora', options: { format: 'mxfp4' } },
-      note: 'on attention or experts ([formats.md](formats.md))',
+      run: { adapter: 'lora' },
+      note: 'over a model whose files are MXFP4, on attention or experts ([formats.md](formats.md))',
     },
   ],
 };
