@@ -474,6 +474,13 @@ export { type StartLayerOptions, startLayer } from './starts/start-layer.js';
 export { startMethods } from './starts/start-methods.js';
 export { type ChosenStart, Starter, type StarterOptions } from './starts/starter.js';
 export * from './statistics/all.js';
+export type {
+  SurveyChapter,
+  SurveyGroup,
+  SurveyRow,
+  SurveyRun,
+} from './survey/definition/definition.js';
+export { surveyCommand, surveyGroups, surveyMethod, surveyMethods } from './survey/survey.js';
 export type { Batch, Sequences, TrainingData } from './text/sequences.js';
 export { SequenceSet } from './text/text-data.js';
 export * from './train/public.js';

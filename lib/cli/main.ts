@@ -44,6 +44,10 @@ const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise
     about: 'LoRA adapters of clients to their average: FedAvg, FFA, FlexLoRA, HetLoRA',
     load: async () => (await import('./merge/merge.js')).aggregateCommand,
   },
+  methods: {
+    about: 'published methods, and how to use each',
+    load: async () => (await import('./methods.js')).methodsCommand,
+  },
   info: {
     about: 'devices, features, and why each is or is not there',
     load: async () => (await import('./info.js')).infoCommand,

@@ -66,6 +66,12 @@ export class Arguments {
     return new Arguments(command, new Map(Object.entries(values)), positionals);
   }
 
+  /** The same command line with values for options that were not given; `set` replaces the texts of `--set`. */
+  withDefaults({ set, ...values }: Readonly<Record<string, unknown>>): Arguments {
+    const all = new Map([...Object.entries(values), ...this.values, ['set', set] as const]);
+    return new Arguments(this.command, all, this.positionals);
+  }
+
   /** The first of these options that was given. */
   firstGiven(names: readonly string[]): string | undefined {
     return names.find((name) => this.values.has(name));

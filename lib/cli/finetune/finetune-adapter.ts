@@ -34,9 +34,13 @@ export interface ChosenMethod {
 /**
  * The methods of `--adapter`: one, or several separated by commas; and the optimiser and the rules, as `--set` has settings
  * of all of them.
+ * @param several whether the run is one of several, whose options this method may lack
  * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
  */
-export async function readAdapters(parsed: Arguments): Promise<{
+export async function readAdapters(
+  parsed: Arguments,
+  several = false,
+): Promise<{
   readonly adapters: [ChosenMethod, ...ChosenMethod[]];
   readonly optimizer: ChosenOptimizer;
   readonly rules: ChosenRules;
@@ -75,7 +79,7 @@ export async function readAdapters(parsed: Arguments): Promise<{
   };
   const start = init === undefined ? undefined : startSettings(parsed, init.start, others);
   const chosen = methods.map(({ name, own, method }): ChosenMethod => {
-    const alone = adapterNames.length === 1;
+    const alone = adapterNames.length === 1 && !several;
     return {
       method,
       settings: settingsOf(parsed, method, alone, others, { optimizer, rules }, init?.start),

@@ -9,6 +9,8 @@ import { grouped, table } from '../../report/terminal.js';
 /** One method's run. */
 export interface MethodRun {
   readonly method: string;
+  /** What it is made of beside an adapter of its name: `lora, start pissa`. */
+  readonly parts: string;
   readonly settings: Readonly<Record<string, unknown>>;
   readonly lr: number;
   readonly result: FinetuneResult;
@@ -99,18 +101,18 @@ export function methodsReport(runs: readonly MethodRun[]): string {
   const row = (cells: readonly string[], tag: 'td' | 'th') =>
     `<tr>${cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join('')}</tr>`;
   const settings = runs
-    .map(({ method, settings: given }) => {
+    .map(({ method, parts, settings: given }) => {
       const list = Object.entries(given).map(([name, value]) => `${name} ${String(value)}`);
-      return `<li>${escapeHtml(`${method}: ${list.join(', ') || 'no settings'}`)}</li>`;
+      return `<li>${escapeHtml(`${method}${parts === '' ? '' : ` (${parts})`}: ${list.join(', ') || 'no settings'}`)}</li>`;
     })
     .join('\n');
   return `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>lowrank: adapter methods compared</title>
+<title>lowrank: methods compared</title>
 <style>${kStyle}</style>
-<h1>${runs.length} adapter methods on one run</h1>
+<h1>${runs.length} methods on one run</h1>
 <table>
 ${row(kColumns, 'th')}
 ${rowsOf(runs)

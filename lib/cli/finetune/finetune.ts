@@ -27,10 +27,12 @@ import { Arguments } from '../command/arguments.js';
 import { readDevice } from '../command/device-option.js';
 import { exitCodeFor, exitCodes } from '../command/exit-codes.js';
 import { Interrupts } from '../command/interrupt.js';
+import { settingName } from '../command/setting.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
 import { dataHelp, dataOptions, readBeta, readDataOptions, shownData } from './finetune-data.js';
 import { readExports, requireExports, writeExports } from './finetune-export.js';
 import { factsOf, machineReadable, planFacts, settingsOf, summary } from './finetune-facts.js';
+import { readMethods } from './finetune-method.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
 import type { ChosenOptimizer } from './finetune-optimizer.js';
 import { readPrivacy } from './finetune-privacy.js';
@@ -41,6 +43,13 @@ import type { ChosenRules } from './finetune-rules.js';
 interface Around {
   readonly optimizer: ChosenOptimizer;
   readonly rules: ChosenRules;
+}
+
+/** One of the runs of a command line. */
+interface PlannedRun extends Around {
+  readonly name: string;
+  readonly parsed: Arguments;
+  readonly chosen: ChosenMethod;
 }
 
 /** Of the learning rate for pairs of answers: they move a model farther than its next tokens do. */
@@ -58,6 +67,11 @@ Without --model and --data, the bundled model and text are used.
   --out DIR           adapter folder to write, for PEFT to load           [lowrank-adapter]
 
 ${dataHelp}
+Method
+  --method NAME       a published method (pissa, lora-plus, relora, ...; lowrank methods): sets --adapter, --init,
+                      --optimizer, --rule and --set, unless you give them; several with commas between them are
+                      trained in turn and compared
+
 Adapter
   --adapter NAME      method (lora, dora, vera, ...; docs/adapters.md), or a file of one's own [lora];
                       several with commas between them are trained in turn and compared
@@ -121,6 +135,7 @@ const kOptions = {
   tokenizer: { type: 'string' },
   ...dataOptions,
   out: { type: 'string' },
+  method: { type: 'string' },
   adapter: { type: 'string' },
   init: { type: 'string' },
   'init-batches': { type: 'string' },
@@ -170,10 +185,9 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const { adapters, ...around } = await readAdapters(parsed);
-  const [first, ...others] = adapters;
-  if (others.length > 0) return compareMethods(parsed, adapters, around);
-  const options = readOptions(parsed, first, around);
+  const [first, ...others] = await plannedRuns(parsed);
+  if (others.length > 0) return compareMethods(parsed, [first, ...others]);
+  const options = readOptions(first);
   if (parsed.flag('dry-run')) return dryRun(parsed, options);
   if (parsed.text('show-data') !== undefined) return showData(parsed, options);
   const report = reportPath(parsed, options.out);
@@ -214,6 +228,39 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   }
 }
 
+/** The runs of the command line: one, or one for each method of `--method` or `--adapter`. */
+async function plannedRuns(parsed: Arguments): Promise<[PlannedRun, ...PlannedRun[]]> {
+  const named = readMethods(parsed);
+  const several = named !== undefined && named.length > 1;
+  const runs: PlannedRun[] = [];
+  for (const { name, parsed: own } of named ?? [{ name: undefined, parsed }]) {
+    const { adapters, ...around } = await readAdapters(own, several);
+    for (const chosen of adapters) {
+      runs.push({ name: name ?? chosen.method.method, parsed: own, chosen, ...around });
+    }
+  }
+  if (several) requireKnownSettings(parsed, runs);
+  return runs as [PlannedRun, ...PlannedRun[]];
+}
+
+/** A setting may belong to one of several methods, but not to none. */
+function requireKnownSettings(parsed: Arguments, runs: readonly PlannedRun[]): void {
+  const known = runs.flatMap(({ chosen: { method, start }, optimizer, rules }) => [
+    ...settingNames('adapter', method.definition.defaults),
+    ...settingNames('adapter', start?.start.defaults),
+    ...settingNames('optimizer', optimizer.optimizer.defaults),
+    ...rules.rules.flatMap(({ rule }) => settingNames(rule.rule, rule.defaults)),
+  ]);
+  for (const text of parsed.texts('set')) {
+    if (known.includes(settingName(text) ?? '')) continue;
+    throw parsed.refuse('set', 'NAME=VALUE with a setting of one of the methods', text);
+  }
+}
+
+/** The names of settings, as they are and with the prefix of their owner. */
+const settingNames = (owner: string, defaults: object | undefined): string[] =>
+  Object.keys(defaults ?? {}).flatMap((name) => [name, `${owner}.${name}`]);
+
 /** Shows what the run would take. */
 function dryRun(parsed: Arguments, options: FinetuneOptions): number {
   const plan = planRun(options);
@@ -236,11 +283,7 @@ async function showData(parsed: Arguments, options: FinetuneOptions): Promise<nu
 }
 
 /** Trains with each method on the same data and shows loss against trained parameters and time. */
-async function compareMethods(
-  parsed: Arguments,
-  chosen: readonly ChosenMethod[],
-  around: Around,
-): Promise<number> {
+async function compareMethods(parsed: Arguments, planned: readonly PlannedRun[]): Promise<number> {
   const out = parsed.text('out') ?? 'lowrank-adapter';
   const exports = readExports(parsed);
   const report = parsed.flag('no-report')
@@ -251,20 +294,24 @@ async function compareMethods(
   const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
   const runs: MethodRun[] = [];
   try {
-    const all = chosen.map((method) => ({
-      ...readOptions(parsed, method, around),
-      out: path.join(out, method.method.method),
-      compare: false,
-      sampleTokens: 0,
+    const all = planned.map((run) => ({
+      name: run.name,
+      parts: partsOf(run),
+      options: {
+        ...readOptions(run),
+        out: path.join(out, run.name),
+        compare: false,
+        sampleTokens: 0,
+      },
     }));
-    requireRuns(all);
-    for (const options of all) requireExports(options, exports);
-    for (const [i, options] of all.entries()) {
-      const { method, settings } = options.adapter;
-      progress.line(`${i + 1} of ${all.length}: ${method.method}`);
+    requireRuns(all.map(({ options }) => options));
+    for (const { options } of all) requireExports(options, exports);
+    for (const [i, { name, parts, options }] of all.entries()) {
+      const { settings } = options.adapter;
+      progress.line(`${i + 1} of ${all.length}: ${name}`);
       const result = await finetune(options, observe(progress, options), interrupts.signal);
       await writeExports(options, exports, progress, interrupts.signal);
-      runs.push({ method: method.method, settings, lr: options.train.lr, result });
+      runs.push({ method: name, parts, settings, lr: options.train.lr, result });
     }
     progress.close();
     if (report !== undefined) {
@@ -280,6 +327,19 @@ async function compareMethods(
   } finally {
     interrupts.dispose();
   }
+}
+
+/** What a run is made of, where it is more than an adapter of its name. */
+function partsOf({ name, chosen, optimizer, rules: { rules } }: PlannedRun): string {
+  const { method, start } = chosen;
+  return [
+    ...(method.method === name ? [] : [method.method]),
+    ...(start === undefined ? [] : [`start ${start.start.start}`]),
+    ...(optimizer.optimizer.optimizer === 'adamw'
+      ? []
+      : [`optimiser ${optimizer.optimizer.optimizer}`]),
+    ...rules.map(({ rule }) => `rule ${rule.rule}`),
+  ].join(', ');
 }
 
 function describeInterruption({ checkpoint, adapter }: Interrupted): string {
@@ -299,11 +359,12 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
   return report;
 }
 
-function readOptions(
-  parsed: Arguments,
-  { method, settings, file, start, startFile }: ChosenMethod,
-  { optimizer: chosenOptimizer, rules: { rules, files: ruleFiles } }: Around,
-): FinetuneOptions {
+function readOptions({
+  parsed,
+  chosen: { method, settings, file, start, startFile },
+  optimizer: chosenOptimizer,
+  rules: { rules, files: ruleFiles },
+}: PlannedRun): FinetuneOptions {
   const { optimizer, settings: optimizerSettings, file: optimizerFile } = chosenOptimizer;
   const data = readDataOptions(parsed);
   const dpoBeta = readBeta(parsed, data);

@@ -1,0 +1,73 @@
+import type { SurveyGroup } from '../definition/definition.js';
+
+export const bottleneck: SurveyGroup = {
+  chapter: 'improving',
+  title: 'Breaking the low-rank bottleneck',
+  rows: [
+    {
+      method: 'cola',
+      title: 'COLA (Chain of LoRA)',
+      year: '2024',
+      arxiv: ['2401.04151'],
+      primitives: 'P1 P5',
+      run: { adapter: 'lora', rules: ['cola'] },
+    },
+    {
+      method: 'melora',
+      title: 'MELoRA',
+      year: '2024',
+      arxiv: ['2402.17263'],
+      primitives: 'P9',
+      run: { adapter: 'melora' },
+    },
+    {
+      method: 'periodic-lora',
+      title: 'PeriodicLoRA',
+      year: '2024',
+      arxiv: ['2402.16141'],
+      primitives: 'P1 P5',
+      run: { adapter: 'lora', rules: ['periodic-lora'] },
+    },
+    {
+      method: 'flora',
+      title: 'FLoRA / Flora (gradient compressor)',
+      year: '2024',
+      arxiv: ['2402.03293'],
+      primitives: 'P10 P12',
+      run: { adapter: 'full', optimizer: 'flora' },
+    },
+    {
+      method: 'delta-lora',
+      title: 'Delta-LoRA',
+      year: '2023',
+      arxiv: ['2309.02411'],
+      primitives: 'P1 P5',
+      use: '`mergeLora` of the difference of two steps, rank 2r, in a loop of your own',
+    },
+    {
+      method: 'galore',
+      title: 'GaLore',
+      year: '2024',
+      arxiv: ['2403.03507'],
+      primitives: 'P10 P11 P12',
+      run: { adapter: 'full', optimizer: 'galore' },
+    },
+    {
+      method: 'sltrain',
+      title: 'SLTrain',
+      year: '2024',
+      arxiv: ['2406.02214'],
+      primitives: 'P1 P10',
+      run: { adapter: 'sltrain' },
+      note: 'pre-training takes a base of zeros',
+    },
+    {
+      method: 'elrt',
+      title: 'ELRT',
+      year: '2024',
+      arxiv: ['2401.10341'],
+      primitives: 'P14',
+      outside: 'low-rank convolutions from scratch',
+    },
+  ],
+};
