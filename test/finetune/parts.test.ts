@@ -3,6 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { TreeSum } from '../../lib/collective/tree-sum.js';
 import { exp } from '../../lib/compare/tensorflow/exp.js';
 import { hash32, permutation, uniform } from '../../lib/core/random.js';
 import { dataFiles } from '../../lib/data/data-files.js';
@@ -11,7 +12,6 @@ import { openHfModel } from '../../lib/model/hf-model.js';
 import { packText, readText } from '../../lib/text/text-data.js';
 import { openTokenizer, type TextTokenizer } from '../../lib/text/tokenizer.js';
 import { learningRate } from '../../lib/train/schedule.js';
-import { TreeSum } from '../../lib/collective/tree-sum.js';
 import { oracleLogits } from './llama-oracle.js';
 import { temporaryFolder, tinyTrainer } from './setup.js';
 import { writeTinyCheckpoint } from './tiny-checkpoint.js';
