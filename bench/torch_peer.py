@@ -1,7 +1,7 @@
-"""The LoRA layer in eager PyTorch, for `lowrank bench`: python3 torch_peer.py JOB
+"""The LoRA layer in eager PyTorch, for `lowrank bench`: python3 torch_peer.py JOB|blas
 
 JOB is the job in JSON; the protocol is that of lib/bench/subject-process.ts. The weight is dense in
-the dtype of the job, or packed by bitsandbytes where the mode says so.
+the dtype of the job, or packed by bitsandbytes where the mode says so. `blas` prints what multiplies.
 """
 
 import json
@@ -51,7 +51,10 @@ def blas(torch):
             return f"OpenBLAS {version}, {kind}"
         except (AttributeError, IndexError, KeyError, OSError):
             continue
-    return ", ".join(sorted(os.path.basename(path) for path in paths)) or "BLAS not known"
+    names = sorted(os.path.basename(path) for path in paths)
+    if names and all(name.startswith("libblas.so") for name in names):
+        return f"reference BLAS {names[0].removeprefix('libblas.so.')}"
+    return ", ".join(names) or "BLAS not known"
 
 
 def blas_note(torch):
@@ -139,6 +142,11 @@ def prepare(job):
 
 
 def main():
+    if sys.argv[1] == "blas":
+        import torch
+
+        answers.write(blas_note(torch) + "\n")
+        return answers.flush()
     run = prepare(json.loads(sys.argv[1]))
     for line in sys.stdin:
         start = time.perf_counter()

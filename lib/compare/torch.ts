@@ -6,7 +6,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { benchFile } from '../bench/foreign.js';
-import { findPython, torchSettings } from '../bench/peers/torch.js';
+import { findPython, findTunedTorch, torchSettings } from '../bench/peers/torch.js';
 import { type Started, startFastest } from '../bench/start-subject.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { writeSafetensors } from '../checkpoint/safetensors-write.js';
@@ -33,14 +33,15 @@ export interface TorchStep extends Started {
  *
  * @param dtype of base and activations; the factors stay in f32, as PEFT keeps them
  * @returns `undefined` if no Python has torch
- * @throws Error, in words, if torch cannot do it · LowrankError if there is no room for the files
+ * @throws Error, in words, if torch cannot do it or multiplies with an untuned BLAS · LowrankError if there is no room for the files
  */
 export async function startTorch(
   step: StepSnapshot,
   dtype: 'f32' | 'bf16',
 ): Promise<TorchStep | undefined> {
-  const python = findPython('torch', 'numpy');
-  if (python === undefined) return undefined;
+  if (findPython('torch', 'numpy') === undefined) return undefined;
+  const python = findTunedTorch();
+  if ('missing' in python) throw new Error(python.missing);
   const folder = makeTemporaryFolder('finetune', kPrefix);
   const remove = () => fs.rmSync(folder, { recursive: true, force: true });
   process.once('exit', remove);

@@ -62,7 +62,11 @@ export function surveyMethodNamed(op: string, operand: string, name: string): Su
   );
 }
 
-/** The command that trains a method, if it has one. */
+/**
+ * The command that trains a method, if it has one.
+ * @example
+ * const rows = surveyMethods.filter((row) => surveyCommand(row) === undefined);
+ */
 export function surveyCommand({ method, run }: SurveyRow): string | undefined {
   if (run === undefined) return undefined;
   const { example } = run;

@@ -226,6 +226,7 @@ const TABLE: readonly Row[] = [
   ['SparsePattern', 'columns', (_, o) => Reflect.construct(SparsePattern, [o])],
   ['TokenRows', 'tokens', (_, o) => Reflect.construct(TokenRows, [o])],
   ['Tape', 'recording', (_, o) => Reflect.construct(Tape, [o])],
+  ['joinWorld', 'timeoutSeconds', (_, o) => of('joinWorld')(o)],
   [
     'lora.create',
     'loraAlpha',

@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { findPython } from '../../lib/bench/peers/torch.js';
+import { findTunedTorch } from '../../lib/bench/peers/torch.js';
 import { readPeftAdapter } from '../../lib/checkpoint/peft/peft.js';
 import { formatNames } from '../../lib/core/formats.js';
 import { type Finished, requireBuilt, run, start } from './command.js';
@@ -79,9 +79,9 @@ describe('a run', () => {
       (arg) => arg !== '--no-compare',
     );
     const { comparison, table } = JSON.parse((await run(args)).stdout);
-    const torch = findPython('torch', 'numpy');
-    if (torch === undefined) console.warn('not compared with torch: it is not here');
-    const theirs = torch === undefined ? [] : [`torch ${torch.versions[0]}, f32`];
+    const torch = findTunedTorch();
+    if ('missing' in torch) console.warn(`not compared with torch: ${torch.missing}`);
+    const theirs = 'missing' in torch ? [] : [`torch ${torch.versions[0]}, f32`];
     const names = [...theirs, 'TensorFlow.js (wasm)'];
     expect(comparison.others.map(({ name }: { name: string }) => name)).toEqual(names);
     for (const { name, ms, loss } of comparison.others) {

@@ -30,13 +30,46 @@ function look(modules: readonly string[]) {
   return undefined;
 }
 
-const find = (): Found => {
-  const python = findPython('torch', 'numpy');
-  const version = python?.versions[0];
-  return version === undefined
-    ? { missing: 'apt install python3-torch, or pip install torch numpy' }
-    : { version };
-};
+/**
+ * The interpreter whose torch can be timed: one that multiplies with a tuned BLAS, as its experts run it.
+ * Debian's torch multiplies with the reference BLAS, many times slower, until a tuned one is installed beside it.
+ * @param modules wanted besides torch and NumPy
+ */
+export function findTunedTorch(
+  ...modules: string[]
+):
+  | { readonly command: string; readonly versions: readonly string[] }
+  | { readonly missing: string } {
+  const python = findPython('torch', 'numpy', ...modules);
+  if (python === undefined) {
+    return { missing: 'apt install python3-torch, or pip install torch numpy' };
+  }
+  const name = blasOf(python.command);
+  return name.startsWith('reference BLAS')
+    ? { missing: `apt install libopenblas0, since this torch multiplies with the ${name}` }
+    : python;
+}
+
+const blases = new Map<string, string>();
+function blasOf(command: string): string {
+  const known = blases.get(command);
+  if (known !== undefined) return known;
+  const run = spawnSync(command, [benchFile('torch_peer.py'), 'blas'], {
+    encoding: 'utf8',
+    timeout: 60_000,
+  });
+  const name = run.status === 0 ? run.stdout.trim() : '';
+  blases.set(command, name);
+  return name;
+}
+
+/** What {@link Peer.find} answers for torch with these modules. */
+export function torchFound(...modules: string[]): Found {
+  const found = findTunedTorch(...modules);
+  return 'missing' in found
+    ? found
+    : { version: found.versions.at(modules.length === 0 ? 0 : -1) as string };
+}
 
 /** A way of running torch: environment variables, and what they do. */
 export interface TorchSettings {
@@ -91,7 +124,7 @@ export function torchPrograms(job: Job, mode: 'dense' | 'bitsandbytes'): readonl
 
 export const torchPeer: Peer = {
   name: 'torch',
-  find,
+  find: () => torchFound(),
   refuses: ({ device }: Job) =>
     device === 'cpu' || device === 'reference' ? undefined : 'measured on the CPU only',
   program: (job) => torchPrograms(job, 'dense'),

@@ -3,7 +3,7 @@
 import { existsSync } from 'node:fs';
 import { getThreads } from '../../index.js';
 import { benchFile } from '../foreign.js';
-import { findPython, torchSettings } from '../peers/torch.js';
+import { findPython, torchFound, torchSettings } from '../peers/torch.js';
 import { runProgram } from './program.js';
 import type { Trainer, TrainerCase, TrainerPlan, TrainerTimes } from './trainer.js';
 
@@ -28,12 +28,10 @@ interface ScriptResult {
 export const torchNanogptTrainer: Trainer = {
   name: 'torch-nanogpt',
   find: () => {
-    const version = findPython('torch', 'numpy')?.versions[0];
-    if (version === undefined)
-      return { missing: 'apt install python3-torch, or pip install torch numpy' };
-    if (!existsSync(benchFile(kScript)))
+    if (!existsSync(benchFile(kScript))) {
       return { missing: `a version of lowrank with bench/${kScript}` };
-    return { version };
+    }
+    return torchFound();
   },
   cases: (tiny) => [
     caseOf('f32', null, tiny),
