@@ -26,7 +26,8 @@ describe('the profile of a step', () => {
       data,
       Array.from({ length: 60 }, (_, i) => `Note ${i}: it rained again.`).join('\n\n'),
     );
-    const short = ['--steps', '6', '--seq-len', '16', '--batch', '1', '--sample-tokens', '0'];
+    // A step takes some 6 ms and the profiler samples every 0.5 ms: 40 steps give each module its samples.
+    const short = ['--steps', '40', '--seq-len', '16', '--batch', '1', '--sample-tokens', '0'];
     const run = profile(...short, '--data', data, '--json');
     expect(run.status, run.stderr).toBe(0);
     const result = JSON.parse(run.stdout) as {
@@ -34,12 +35,12 @@ describe('the profile of a step', () => {
       msPerStep: number;
       rows: { part: string; msPerStep: number; share: number }[];
     };
-    expect(result.steps).toBe(6);
+    expect(result.steps).toBe(40);
     expect(result.msPerStep).toBeGreaterThan(0);
     expect(result.rows.reduce((sum, row) => sum + row.share, 0)).toBeCloseTo(1, 6);
     const parts = result.rows.map((row) => row.part);
     expect(parts).toContain('the addon: kernels, and copies in and out');
-    expect(parts.some((part) => part.startsWith('lib/train/'))).toBe(true);
+    expect(parts.filter((part) => part.startsWith('lib/')).length).toBeGreaterThan(2);
   });
 
   it('refuses a number of steps that leaves nothing to measure', () => {
