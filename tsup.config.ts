@@ -1,6 +1,12 @@
 import { defineConfig, type Options } from 'tsup';
 
-const library = { index: 'lib/index.ts', tfjs: 'lib/tfjs/index.ts', jax: 'lib/jax/index.ts' };
+const library = {
+  index: 'lib/index.ts',
+  adapters: 'lib/entries/adapters.ts',
+  checkpoint: 'lib/entries/checkpoint.ts',
+  tfjs: 'lib/tfjs/index.ts',
+  jax: 'lib/jax/index.ts',
+};
 const common: Options = {
   target: 'node20',
   platform: 'node',

@@ -1,61 +1,7 @@
 /** The public names. This file has no logic. */
 
-export type { AdapterDefinition } from './adapters/definition/adapter.js';
-export { Adapter } from './adapters/definition/adapter.js';
-export {
-  type AdapterBackwardOptions,
-  type AdapterForwardOptions,
-  type AdapterGradients,
-  AdapterSaved,
-} from './adapters/definition/adapter-saved.js';
-export { type CheckAdapterOptions, checkAdapter } from './adapters/definition/check.js';
-export type {
-  AdapterCall,
-  AdapterMaker,
-  AdapterSize,
-  LayerPenalty,
-  LayerSize,
-} from './adapters/definition/maker.js';
-export type { MergedLayer } from './adapters/definition/merge.js';
-export {
-  AdapterMethod,
-  type AdapterPlace,
-  type AnyMethod,
-  defineAdapter,
-} from './adapters/definition/method.js';
-export type { ModulePlace, PeftForm, StoredLayer } from './adapters/definition/peft-form.js';
-export type { SharedBy } from './adapters/definition/sharing.js';
-export {
-  NormAdapter,
-  type NormAdapterParts,
-  type NormGradient,
-  type NormGradients,
-  type NormKind,
-} from './adapters/layers/norm-adapter.js';
-export {
-  OftImages,
-  type OftImagesGradients,
-  type OftImagesSpec,
-} from './adapters/layers/oft-images.js';
-export { TokenRows, type TokenRowsParts } from './adapters/layers/token-rows.js';
-export { adapterMethods } from './adapters/methods/adapter-methods.js';
 /** Every published method that comes with the library, by name: docs/adapters.md. */
 export * as adapters from './adapters/methods/all.js';
-export { activeTokens, invocationOffsets } from './adapters/methods/low-rank/invocation.js';
-export { type MontecloraLoss, montecloraLoss } from './adapters/methods/low-rank/monteclora.js';
-export {
-  type ArrowExperts,
-  type ArrowIteration,
-  type ArrowOptions,
-  arrowExperts,
-  arrowPrototypes,
-} from './adapters/methods/mixture/arrow.js';
-export { type ArrowFolders, arrowFromPeft } from './adapters/peft/arrow-from-peft.js';
-export { type ExpertsPlace, expertsFromPeft } from './adapters/peft/experts.js';
-export { type ExpertsParameter, expertsToPeft } from './adapters/peft/experts-to-peft.js';
-export { readAdapterFolder, writeAdapterFolder } from './adapters/peft/folder.js';
-export { adapterFromPeft, adaptersToPeft, methodOfPeft } from './adapters/peft/peft.js';
-export type { PeftFolder } from './adapters/peft/peft-tensors.js';
 export { baseProduct } from './autograd/base-product.js';
 export {
   type DenseUpdateOptions,
@@ -81,113 +27,6 @@ export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
 export * from './autograd/quantizers.js';
 export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
 export { Tape, type TapeDropout, type TapeOptions } from './autograd/tape.js';
-export {
-  type BitsandbytesState,
-  joinBitsandbytes,
-  type SplitBitsandbytes,
-  splitBitsandbytes,
-} from './checkpoint/bitsandbytes/bitsandbytes.js';
-export type { AwqLayout } from './checkpoint/codecs/awq.js';
-export type { BitsandbytesLayout, LlmInt8Layout } from './checkpoint/codecs/bitsandbytes.js';
-export type { PlanarLayer } from './checkpoint/codecs/codec.js';
-export type {
-  IntegersLayout,
-  PackedIntegersLayout,
-} from './checkpoint/codecs/compressed-integers.js';
-export type { Fp8Layout } from './checkpoint/codecs/fp8.js';
-export type { GptqLayout } from './checkpoint/codecs/gptq.js';
-export type { HqqLayout } from './checkpoint/codecs/hqq.js';
-export type {
-  LayerTensors,
-  QuantizationConfig,
-  TensorInfo,
-} from './checkpoint/codecs/layer-tensors.js';
-export type { GptOssLayout, PackedMxfp4Layout } from './checkpoint/codecs/mxfp4.js';
-export type { ModeloptNvfp4Layout, PackedNvfp4Layout } from './checkpoint/codecs/nvfp4.js';
-export {
-  quantizedLayers,
-  readQuantizedLayer,
-  writeQuantizedLayer,
-} from './checkpoint/codecs/quantized-layers.js';
-export type {
-  LayoutName,
-  QuantizedLayers,
-  QuantizedLayerTensors,
-  QuantizedLayout,
-} from './checkpoint/codecs/registry.js';
-export type { GgufAdapterBase, GgufAdapterHeads } from './checkpoint/gguf/adapter/base.js';
-export { ggufToAdapter } from './checkpoint/gguf/adapter/from-gguf.js';
-export {
-  type AdapterToGgufOptions,
-  adapterToGguf,
-  type GgufAdapterContent,
-  type GgufAdapterType,
-} from './checkpoint/gguf/adapter/to-gguf.js';
-export { GGUF_TYPES, type GgufType, type GgufTypeInfo } from './checkpoint/gguf/block-types.js';
-export type { GgufBlockType } from './checkpoint/gguf/blocks/parts.js';
-export { type GgufWeight, ggufToPlanar, planarToGguf } from './checkpoint/gguf/blocks/planar.js';
-export {
-  GgufFile,
-  type GgufTensor,
-  type GgufTensorInfo,
-  ggufToFloat32,
-  type OpenGgufOptions,
-  openGguf,
-} from './checkpoint/gguf/gguf.js';
-export {
-  ggufArchitectures,
-  ggufToHf,
-  type HeadCount,
-  hfToGguf,
-  type TensorPlace as GgufTensorPlace,
-} from './checkpoint/gguf/names.js';
-export {
-  type QuantizeToGgufOptions,
-  quantizeToGguf,
-} from './checkpoint/gguf/quantize/quantize.js';
-export { type PermuteRowsOptions, permuteGgufRows } from './checkpoint/gguf/rows.js';
-export type { GgufArray, GgufValue } from './checkpoint/gguf/values.js';
-export {
-  encodeGguf,
-  type GgufContent,
-  type GgufTensorSource,
-  writeGguf,
-} from './checkpoint/gguf/write.js';
-export {
-  type PeftAdapter,
-  type PeftModule,
-  type ReadPeftOptions,
-  readPeftAdapter,
-} from './checkpoint/peft/peft.js';
-export type { PeftLoraConfig } from './checkpoint/peft/peft-config.js';
-export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft/peft-write.js';
-export { planarToFloat32 } from './checkpoint/planar/decode.js';
-export type {
-  Grid as PlanarGrid,
-  PlanarWeight,
-  PlaneValues,
-  ScalePlane,
-  ZeroPlane,
-} from './checkpoint/planar/planar-weight.js';
-export type { IntegerFormat, PlanarFormat } from './checkpoint/quantize/formats.js';
-export type { QuantizePlanarOptions, ScaleStrategy } from './checkpoint/quantize/options.js';
-export { quantizeLayer, quantizePlanar } from './checkpoint/quantize/quantize.js';
-export { requantizePlanar } from './checkpoint/quantize/requantize.js';
-export { NumpyRandom } from './checkpoint/random/numpy-random.js';
-export { TorchRandom } from './checkpoint/random/torch-random.js';
-export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
-export {
-  openSafetensors,
-  readSafetensors,
-  type SafetensorsContent,
-  SafetensorsFile,
-} from './checkpoint/safetensors.js';
-export type { HeaderLimits } from './checkpoint/safetensors-header.js';
-export {
-  encodeSafetensors,
-  type RawTensors,
-  writeSafetensors,
-} from './checkpoint/safetensors-write.js';
 export * from './collective/public.js';
 export { CapturedStep, type CaptureOptions, captureStep } from './core/capture.js';
 export {
@@ -218,6 +57,8 @@ export { full } from './core/full.js';
 export type { RefusedSetting } from './core/refused-setting.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
+export * from './entries/adapter-parts.js';
+export * from './entries/checkpoint.js';
 export { cholesky } from './linalg/tensors/cholesky.js';
 export { qr } from './linalg/tensors/qr.js';
 export { type SolveTriangularOptions, solveTriangular } from './linalg/tensors/solve-triangular.js';

@@ -58,6 +58,27 @@ describe('entry points', () => {
     });
   });
 
+  it.each(['module', 'commonjs'])(
+    'has parts that share their classes in a program that is %s',
+    (type) => {
+      const load = (name: string) =>
+        type === 'module' ? `await import('${name}')` : `require('${name}')`;
+      const code = `
+      const all = ${load('lowrank')};
+      const adapters = ${load('lowrank/adapters')};
+      const checkpoint = ${load('lowrank/checkpoint')};
+      const own = (part) => Object.keys(part).filter((name) => part[name] !== all[name]).sort();
+      console.log(own(adapters).join() === Object.keys(all.adapters).sort().join());
+      console.log(adapters.dora === all.adapters.dora, own(checkpoint).length);
+      try { checkpoint.encodeSafetensors({ w: 1 }); } catch (e) { console.log(e instanceof all.LowrankTypeError); }`;
+      expect(node([`--input-type=${type}`, '-e', code])).toMatchObject({
+        out: 'true\ntrue 0\ntrue\n',
+        err: '',
+        status: 0,
+      });
+    },
+  );
+
   it('errors are the same class through both ways', () => {
     const code = `
       const { Tensor, LowrankError } = require('lowrank');
