@@ -101,6 +101,7 @@ class Layers(unittest.TestCase):
         self.check(layer)
 
     def test_peft_switches(self):
+        torch.manual_seed(0)
         layer = Peft(nn.Linear(64, 48))
         layer.add("second", 4, 4)
         patched = copy.deepcopy(layer)
@@ -117,8 +118,20 @@ class Layers(unittest.TestCase):
             layer.merge(), patched.merge()
             alike(self, layer, patched)
             layer.unmerge(), patched.unmerge()
-        patched.use_dora["second"] = True
-        self.assertTrue(torch.equal(patched(torch.ones(1, 64)), layer(torch.ones(1, 64))))
+
+    def test_a_variant_of_lora_keeps_its_forward(self):
+        class Variant(Peft):
+            """Twice the output where `use_dora` is set, so that the rule of LoRA is wrong by half."""
+
+            def forward(self, x):
+                return super().forward(x) * (2 if self.use_dora[self.active_adapters[0]] else 1)
+
+        torch.manual_seed(0)
+        layer = Variant(nn.Linear(64, 48))
+        patched = self.check(layer)
+        for variant in (True, False):
+            layer.use_dora["default"] = patched.use_dora["default"] = variant
+            alike(self, layer, patched)
 
     def test_frozen_and_trained_layers(self):
         model = nn.Sequential(
