@@ -54,6 +54,7 @@ export type { DType } from './core/dtype.js';
 export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { full } from './core/full.js';
+export { setMemoryBudget } from './core/memory-budget.js';
 export type { RefusedSetting } from './core/refused-setting.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';

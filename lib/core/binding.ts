@@ -85,6 +85,8 @@ export interface Binding extends BorrowedBinding, ModelBinding, WeightBinding {
   ): CpuExplanation | CudaExplanation;
   memoryUsage(device: string): { liveBytes: number; peakBytes: number; liveTensors: number };
   resetPeak(device: string): void;
+  /** @param bytes Infinity: no limit */
+  setMemoryBudget(device: string, bytes: number): void;
   setThreads(threads: number): void;
   threads(): number;
   createTensor(

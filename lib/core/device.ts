@@ -120,10 +120,11 @@ export function defaultDevice(): Device {
 
 const checked = new Set<unknown>();
 
-/** A device option, or the default. @throws ERR_VALUE for `cpu` if `LOWRANK_NUM_THREADS` is not a number of threads. */
+/** A device option, or the default. @throws ERR_VALUE if `LOWRANK_MEMORY_LIMIT`, or for `cpu` `LOWRANK_NUM_THREADS`, is not a number. */
 export function resolveDevice(op: string, device: unknown): Device {
   const asked = device === undefined ? defaultDevice() : device;
   if (!checked.has(asked)) {
+    checkMemoryVariable();
     const found = checkDevice(op, asked);
     if (found === 'cpu') checkThreadsVariable();
     checked.add(found);
@@ -142,6 +143,14 @@ function checkThreadsVariable(): void {
     fail('ERR_VALUE', op, 'the number of threads', 'a positive integer', `"${asked}"`);
   }
   threadsChecked = true;
+}
+
+/** The addon knows no limit where it cannot read the variable, so it is checked here. @throws ERR_VALUE */
+function checkMemoryVariable(): void {
+  const asked = process.env.LOWRANK_MEMORY_LIMIT;
+  if (!asked || /^\d{1,15}$|^\d{1,3}T$|^\d{1,6}G$|^\d{1,9}M$|^\d{1,12}K$/.test(asked)) return;
+  const expected = 'a number of bytes, or a number with K, M, G or T (powers of 1024)';
+  fail('ERR_VALUE', 'LOWRANK_MEMORY_LIMIT', 'the limit', expected, `"${asked}"`);
 }
 
 /**

@@ -15,6 +15,7 @@ export type ErrorCode =
   | 'ERR_ALIAS' // an output that overlaps an input
   | 'ERR_UNSUPPORTED' // known, but not here: the message says what is supported
   | 'ERR_OOM' // the device has not enough memory
+  | 'ERR_MEMORY_BUDGET' // more memory than the budget allows
   | 'ERR_COMPUTE' // a kernel failed
   | 'ERR_CANCELLED' // the environment that asked for it is going away
   | 'ERR_NO_BINDING' // the native addon was not found: the message lists every attempt

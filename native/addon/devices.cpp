@@ -1,6 +1,10 @@
 /// devices(), one device, memoryUsage(), threads.
+#include <cmath>
+#include <limits>
+
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
+#include "native/core/runtime/memory_budget.h"
 #include "native/core/runtime/registry.h"
 
 namespace lowrank::addon {
@@ -79,6 +83,19 @@ Napi::Value ResetPeak(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+/// Infinity: no limit.
+Napi::Value SetMemoryBudget(const Napi::CallbackInfo& info) {
+  constexpr double kLargest = 9007199254740991.0;
+  const double bytes = NumberArg(info[1], "setMemoryBudget", "bytes");
+  const bool none = bytes == std::numeric_limits<double>::infinity();
+  if (!none && !(bytes >= 0 && bytes <= kLargest && bytes == std::floor(bytes))) {
+    ThrowIfError(info.Env(), Refuse(Code::kValue, "setMemoryBudget", "bytes",
+                                    "an integer from 0 to 2^53 - 1", std::to_string(bytes)));
+  }
+  KnownBackendArg(info[0])->SetMemoryBudget(none ? kNoMemoryBudget : static_cast<int64_t>(bytes));
+  return info.Env().Undefined();
+}
+
 Napi::Value SetThreadCount(const Napi::CallbackInfo& info) {
   const double threads = NumberArg(info[0], "setThreads", "n");
   if (!(threads >= 1 && threads <= 256 && threads == static_cast<int>(threads))) {
@@ -102,6 +119,7 @@ void RegisterDevices(Napi::Env env, Napi::Object exports) {
   Export<StartDevice>(env, exports, "startDevice");
   Export<Memory>(env, exports, "memoryUsage");
   Export<ResetPeak>(env, exports, "resetPeak");
+  Export<SetMemoryBudget>(env, exports, "setMemoryBudget");
   Export<SetThreadCount>(env, exports, "setThreads");
   Export<ThreadCount>(env, exports, "threads");
 }

@@ -21,6 +21,8 @@ static_assert(LOWRANK_ERR_UNSUPPORTED == static_cast<int>(Code::kUnsupported), "
 static_assert(LOWRANK_ERR_OOM == static_cast<int>(Code::kOom), "codes are fixed");
 static_assert(LOWRANK_ERR_COMPUTE == static_cast<int>(Code::kCompute), "codes are fixed");
 static_assert(LOWRANK_ERR_CANCELLED == static_cast<int>(Code::kCancelled), "codes are fixed");
+static_assert(LOWRANK_ERR_MEMORY_BUDGET == static_cast<int>(Code::kMemoryBudget),
+              "codes are fixed");
 
 }  // namespace
 
@@ -70,7 +72,7 @@ const char* lowrank_version(void) { return LOWRANK_VERSION; }
 
 const char* lowrank_code_name(int32_t code) {
   if (code == LOWRANK_ERR_ABI) return "ERR_ABI";
-  if (code < LOWRANK_OK || code > LOWRANK_ERR_CANCELLED) return "ERR_UNKNOWN";
+  if (code < LOWRANK_OK || code > LOWRANK_ERR_MEMORY_BUDGET) return "ERR_UNKNOWN";
   return lowrank::CodeName(static_cast<Code>(code));
 }
 

@@ -32,6 +32,8 @@ const char* CodeName(Code code) {
       return "ERR_COMPUTE";
     case Code::kCancelled:
       return "ERR_CANCELLED";
+    case Code::kMemoryBudget:
+      return "ERR_MEMORY_BUDGET";
   }
   return "ERR_COMPUTE";
 }

@@ -23,6 +23,7 @@ enum class Code {
   kOom,
   kCompute,
   kCancelled,
+  kMemoryBudget = 15,  // 14 is LOWRANK_ERR_ABI of the interface for C
 };
 
 const char* CodeName(Code code);

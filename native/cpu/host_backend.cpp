@@ -28,6 +28,7 @@ HostBackend::HostBackend(DeviceInfo info, const KernelTable& kernels, int thread
 
 DeviceInfo HostBackend::Info() const {
   DeviceInfo info = info_;
+  info.memory_bytes = WithinBudget(info.memory_bytes, memory_.budget());
   const Status here = queue_.home().Check(info_.device.c_str());
   info.available = info.available && here.ok();
   if (info.reason.empty()) info.reason = here.message();
@@ -102,12 +103,8 @@ void HostBackend::LetQueueCatchUp() {
 
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
   LetQueueCatchUp();
-  void* data = memory_.Allocate(bytes);
-  if (data == nullptr) {
-    return Status(Code::kOom, info_.device + ": no memory for " + std::to_string(bytes) +
-                                  " more bytes (" + std::to_string(memory_.usage().live_bytes) +
-                                  " bytes are live)");
-  }
+  void* data = nullptr;
+  LOWRANK_RETURN_IF_ERROR(memory_.Allocate(info_.device, bytes, &data));
   try {
     *storage = std::make_shared<Storage>(this, data, bytes);
   } catch (const std::bad_alloc&) {

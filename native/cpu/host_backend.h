@@ -22,6 +22,7 @@ class HostBackend final : public Backend {
   Status Ready() const override;
   MemoryUsage Memory() const override;
   void ResetPeak() override;
+  void SetMemoryBudget(int64_t bytes) override { memory_.SetBudget(bytes); }
 
   Status Allocate(size_t bytes, StoragePtr* storage) override;
   void Free(void* data, size_t bytes) override;

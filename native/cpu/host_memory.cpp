@@ -150,25 +150,31 @@ void HostMemory::DropOldest() {
   FreeBlock(data, rounded);
 }
 
-void* HostMemory::Allocate(size_t bytes) {
+Status HostMemory::Allocate(const std::string& device, size_t bytes, void** data) {
   const size_t rounded = Rounded(bytes == 0 ? 1 : bytes);
-  if (rounded < bytes) return nullptr;
   std::lock_guard<std::mutex> lock(mutex_);
-  void* data = TakeCached(rounded);
-  if (data == nullptr) {
-    data = AllocateBlock(bytes, rounded);
-    if (data == nullptr && !cached_.empty()) {
+  LOWRANK_RETURN_IF_ERROR(CheckMemoryBudget(device, usage_.live_bytes, bytes, budget_));
+  // Rounding wraps around for a size that no machine has.
+  void* block = rounded < bytes ? nullptr : TakeCached(rounded);
+  if (block == nullptr && rounded >= bytes) {
+    block = AllocateBlock(bytes, rounded);
+    if (block == nullptr && !cached_.empty()) {
       while (!cached_.empty()) DropOldest();
-      data = AllocateBlock(bytes, rounded);
+      block = AllocateBlock(bytes, rounded);
     }
-    if (data == nullptr) return nullptr;
   }
+  if (block == nullptr) {
+    return Status(Code::kOom, device + ": no memory for " + std::to_string(bytes) +
+                                  " more bytes (" + std::to_string(usage_.live_bytes) +
+                                  " bytes are live)");
+  }
+  *data = block;
   usage_.live_bytes += static_cast<int64_t>(bytes);
   usage_.live_tensors += 1;
   live_rounded_ += rounded;
   most_rounded_ = std::max(most_rounded_, live_rounded_);
   if (usage_.live_bytes > usage_.peak_bytes) usage_.peak_bytes = usage_.live_bytes;
-  return data;
+  return Status();
 }
 
 void HostMemory::Free(void* data, size_t bytes) {
@@ -183,6 +189,16 @@ void HostMemory::Free(void* data, size_t bytes) {
 MemoryUsage HostMemory::usage() const {
   std::lock_guard<std::mutex> lock(mutex_);
   return usage_;
+}
+
+int64_t HostMemory::budget() const {
+  std::lock_guard<std::mutex> lock(mutex_);
+  return budget_;
+}
+
+void HostMemory::SetBudget(int64_t bytes) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  budget_ = bytes;
 }
 
 void HostMemory::ResetPeak() {

@@ -10,8 +10,10 @@
 #include <list>
 #include <map>
 #include <mutex>
+#include <string>
 
 #include "native/core/runtime/backend.h"
+#include "native/core/runtime/memory_budget.h"
 
 namespace lowrank::cpu {
 
@@ -20,11 +22,14 @@ constexpr size_t kHugePage = size_t{2} << 20;
 
 class HostMemory {
  public:
-  /// Returns null if the machine has no more memory, even after the cache was emptied.
-  void* Allocate(size_t bytes);
+  /// Fails with kMemoryBudget, and with kOom if the machine has no more memory, even after the
+  /// cache was emptied.
+  Status Allocate(const std::string& device, size_t bytes, void** data);
   void Free(void* data, size_t bytes);
   MemoryUsage usage() const;
   void ResetPeak();
+  int64_t budget() const;
+  void SetBudget(int64_t bytes);
   /// Keeps it whole in a forked child. It must never be destroyed.
   void HoldAcrossForks() { lowrank::HoldAcrossForks(&mutex_); }
 
@@ -42,6 +47,7 @@ class HostMemory {
 
   mutable std::mutex mutex_;
   MemoryUsage usage_;
+  int64_t budget_ = MemoryBudgetFromEnvironment();
   std::list<Cached> cached_;            // oldest first
   std::multimap<size_t, Age> by_size_;  // by rounded size; blocks of one size oldest first
   size_t cached_bytes_ = 0;

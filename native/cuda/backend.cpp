@@ -91,6 +91,10 @@ DeviceInfo CudaBackend::Info() const {
   const std::lock_guard<std::mutex> lock(probe_mutex_);
   info.name = source_.own_kernels ? "the CUDA kernels on an emulated GPU, for tests" : "NVIDIA GPU";
   info.memory_bytes = source_.own_kernels ? HostMemoryBytes() : gpu_.memory_bytes;
+  {
+    const std::lock_guard<std::mutex> usage(usage_mutex_);
+    info.memory_bytes = WithinBudget(info.memory_bytes, budget_);
+  }
   if (!gpu_.card.empty()) {
     if (!source_.own_kernels) info.name = gpu_.card;
     info.sm = gpu_.limits.sm;
@@ -170,6 +174,25 @@ void CudaBackend::ResetPeak() {
   usage_.peak_bytes = usage_.live_bytes;
 }
 
+void CudaBackend::SetMemoryBudget(int64_t bytes) {
+  const std::lock_guard<std::mutex> lock(usage_mutex_);
+  budget_ = bytes;
+}
+
+Status CudaBackend::Count(size_t bytes) {
+  const std::lock_guard<std::mutex> lock(usage_mutex_);
+  LOWRANK_RETURN_IF_ERROR(CheckMemoryBudget(device_, usage_.live_bytes, bytes, budget_));
+  usage_.live_bytes += static_cast<int64_t>(bytes);
+  usage_.live_tensors += 1;
+  return Status();
+}
+
+void CudaBackend::Uncount(size_t bytes) {
+  const std::lock_guard<std::mutex> lock(usage_mutex_);
+  usage_.live_bytes -= static_cast<int64_t>(bytes);
+  usage_.live_tensors -= 1;
+}
+
 Status CudaBackend::Allocate(size_t bytes, StoragePtr* storage) {
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
   const auto recording = RecordingHere();
@@ -180,7 +203,9 @@ Status CudaBackend::Allocate(size_t bytes, StoragePtr* storage) {
 Status CudaBackend::AllocateFromPool(size_t bytes, StoragePtr* storage) {
   Streams& streams = engine_.load(std::memory_order_acquire)->streams;
   CUdeviceptr pointer = 0;
+  LOWRANK_RETURN_IF_ERROR(Count(bytes));
   const Status status = streams.Allocate(bytes, &pointer);
+  if (!status.ok()) Uncount(bytes);
   if (status.code() == Code::kOom) {
     return Status(Code::kOom, status.message() + ": no memory for " + std::to_string(bytes) +
                                   " more bytes (" + std::to_string(Memory().live_bytes) +
@@ -192,11 +217,10 @@ Status CudaBackend::AllocateFromPool(size_t bytes, StoragePtr* storage) {
         this, reinterpret_cast<void*>(static_cast<uintptr_t>(pointer)), bytes);
   } catch (const std::bad_alloc&) {
     streams.Free(pointer);
+    Uncount(bytes);
     return Status(Code::kOom, device_ + ": no memory for a tensor's handle");
   }
   const std::lock_guard<std::mutex> lock(usage_mutex_);
-  usage_.live_bytes += static_cast<int64_t>(bytes);
-  usage_.live_tensors += 1;
   if (usage_.live_bytes > usage_.peak_bytes) usage_.peak_bytes = usage_.live_bytes;
   return Status();
 }
@@ -205,9 +229,7 @@ void CudaBackend::Free(void* data, size_t bytes) {
   Engine* const engine = engine_.load(std::memory_order_acquire);
   if (engine->queue.home().orphaned()) return;
   engine->streams.Free(reinterpret_cast<uintptr_t>(data));
-  const std::lock_guard<std::mutex> lock(usage_mutex_);
-  usage_.live_bytes -= static_cast<int64_t>(bytes);
-  usage_.live_tensors -= 1;
+  Uncount(bytes);
 }
 
 Status CudaBackend::Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "native/core/runtime/backend.h"
+#include "native/core/runtime/memory_budget.h"
 #include "native/core/runtime/queue.h"
 #include "native/cuda/driver/context.h"
 #include "native/cuda/streams/completion.h"
@@ -42,6 +43,7 @@ class CudaBackend final : public Backend {
   Status Start() override { return EnsureStarted(); }
   MemoryUsage Memory() const override;
   void ResetPeak() override;
+  void SetMemoryBudget(int64_t bytes) override;
 
   Status Allocate(size_t bytes, StoragePtr* storage) override;
   void Free(void* data, size_t bytes) override;
@@ -110,6 +112,9 @@ class CudaBackend final : public Backend {
   /// while ...".
   Status RefuseRecording(const char* what) const;
   Status AllocateFromPool(size_t bytes, StoragePtr* storage);
+  /// Counts memory before it is taken, so that threads cannot pass the budget together.
+  Status Count(size_t bytes);
+  void Uncount(size_t bytes);
   /// Issues plan_; the op is described if it is traced.
   Status IssuePlan(const OpRefs& refs, std::string description);
   Status RunPlan(Completion* after);
@@ -150,6 +155,7 @@ class CudaBackend final : public Backend {
 
   mutable std::mutex usage_mutex_;
   MemoryUsage usage_;
+  int64_t budget_ = MemoryBudgetFromEnvironment();
 
   Plan plan_;  // of the issuing thread, kept for its capacity
 };

@@ -47,6 +47,7 @@ const kByErrorCode: Readonly<Record<ErrorCode, number>> = {
   ERR_CHECKPOINT: exitCodes.checkpoint,
   ERR_DISK_FULL: exitCodes.diskFull,
   ERR_OOM: exitCodes.compute,
+  ERR_MEMORY_BUDGET: exitCodes.compute,
   ERR_COMPUTE: exitCodes.compute,
   ERR_NON_FINITE: exitCodes.compute,
   ERR_NO_BINDING: exitCodes.noBinding,

@@ -163,8 +163,10 @@ class Backend {
   virtual Status Start() { return Ready(); }
   virtual MemoryUsage Memory() const = 0;
   virtual void ResetPeak() = 0;
+  /// The most bytes that may be live from here on; kNoMemoryBudget: no limit.
+  virtual void SetMemoryBudget(int64_t bytes) = 0;
 
-  /// Uninitialised memory, 64-byte aligned. Fails with kOom.
+  /// Uninitialised memory, 64-byte aligned. Fails with kOom or kMemoryBudget.
   virtual Status Allocate(size_t bytes, StoragePtr* storage) = 0;
   virtual void Free(void* data, size_t bytes) = 0;
   /// Memory whose last handle `waiter` dropped begins to wait for queued ops (bytes > 0), or has

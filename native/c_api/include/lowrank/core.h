@@ -37,7 +37,8 @@ enum {
   LOWRANK_ERR_OOM = 11,
   LOWRANK_ERR_COMPUTE = 12, /* the device failed */
   LOWRANK_ERR_CANCELLED = 13,
-  LOWRANK_ERR_ABI = 14 /* a struct of a size that this library does not know */
+  LOWRANK_ERR_ABI = 14,          /* a struct of a size that this library does not know */
+  LOWRANK_ERR_MEMORY_BUDGET = 15 /* more than LOWRANK_MEMORY_LIMIT allows */
 };
 
 /* "ERR_SHAPE"; "ERR_UNKNOWN" for another number. */

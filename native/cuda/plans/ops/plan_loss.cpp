@@ -18,7 +18,7 @@ namespace {
 constexpr int64_t kLossRows = 2048;
 constexpr int64_t kVocabBlock = 8192;
 /// Runs of a lane before a row gets more lanes.
-constexpr int64_t kRunsOfLane = 4;
+constexpr int64_t kRunsOfLossLane = 4;
 
 /// May eight neighbours at a multiple of eight be read at once?
 bool WholeOctets(const gpu::GemmMmaWeight& w, int64_t cols) {
@@ -118,7 +118,7 @@ class LossChunk {
     params.rows = rows_;
     params.cols = op_.x.cols;
     params.row_runs = CeilDiv(params.cols, 4);
-    params.row_lanes = RowLanes(params.row_runs, kRunsOfLane);
+    params.row_lanes = RowLanes(params.row_runs, kRunsOfLossLane);
     params.first = first;
     params.vector = params.cols % 4 == 0;
     return AddRowLaunch(op_.kName, "cross_entropy_add_kernel", params, 0, plan);
@@ -137,7 +137,7 @@ class LossChunk {
     params.rows = rows_;
     params.cols = op_.x.cols;
     params.row_runs = CeilDiv(params.cols, 8);
-    params.row_lanes = RowLanes(params.row_runs, kRunsOfLane);
+    params.row_lanes = RowLanes(params.row_runs, kRunsOfLossLane);
     params.vector = WholeOctets(params.head, params.cols);
     params.scale = op_.scale;
     params.softcap = op_.softcap;
@@ -167,7 +167,7 @@ Status MakePlan(const EmbeddingOp& op, const DeviceLimits&, Workspace*, Plan* pl
   params.rows = op.y.rows;
   params.cols = op.y.cols;
   params.row_runs = CeilDiv(params.cols, 8);
-  params.row_lanes = RowLanes(params.row_runs, kRunsOfLane);
+  params.row_lanes = RowLanes(params.row_runs, kRunsOfLossLane);
   params.vector = WholeOctets(params.table, params.cols);
   params.scale = op.scale;
   return AddRowLaunch(op.kName, "embedding_kernel", params, sizeof(gpu::EmbeddingShared), plan);
