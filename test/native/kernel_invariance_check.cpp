@@ -123,8 +123,14 @@ void CheckHostMemory() {}  // nothing is kept there
 #else
 void CheckHostMemory() {
   HostMemory memory;
+  const auto allocate = [&](size_t bytes) {
+    void* data = nullptr;
+    const Status status = memory.Allocate("cpu", bytes, &data);
+    Report(status.ok(), "memory: allocate " + std::to_string(bytes) + " bytes");
+    return data;
+  };
   const auto fill = [&](size_t bytes) {
-    void* data = memory.Allocate(bytes);
+    void* data = allocate(bytes);
     std::memset(data, 0x5a, bytes);
     return static_cast<unsigned char*>(data);
   };
@@ -135,7 +141,7 @@ void CheckHostMemory() {
 #if defined(__GLIBC__)
     malloc_trim(0);
 #endif
-    auto* const after = static_cast<unsigned char*>(memory.Allocate(bytes));
+    auto* const after = static_cast<unsigned char*>(allocate(bytes));
     const bool same = after == before && after[0] == 0x5a && after[bytes / 2] == 0x5a;
     memory.Free(after, bytes);
     return same;
@@ -150,7 +156,7 @@ void CheckHostMemory() {
   for (unsigned char*& block : blocks) block = fill(kAll / 4);
   for (unsigned char* block : blocks) memory.Free(block, kAll / 4);
   void* taken[4];
-  for (int i = 0; i < 4; ++i) taken[i] = memory.Allocate(kAll / 4);
+  for (int i = 0; i < 4; ++i) taken[i] = allocate(kAll / 4);
   for (int i = 0; i < 4; ++i) {
     Report(taken[i] == blocks[4 - i], "memory: the last of equal blocks first, " +
                                           std::to_string(i) + " of the four that are kept");
@@ -167,7 +173,7 @@ void CheckHostMemory() {
     if (!with_base) memory.Free(base, 2 * kPart);
     int64_t kept = 0;
     for (unsigned char*& part : parts) {
-      part = static_cast<unsigned char*>(memory.Allocate(kPart));
+      part = static_cast<unsigned char*>(allocate(kPart));
       if (still(part)) ++kept;
     }
     Report(kept == (with_base ? 3 : 1), "memory: blocks of a step that are kept, " +

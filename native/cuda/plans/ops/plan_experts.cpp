@@ -12,7 +12,7 @@ namespace {
 static_assert(gpu::kMostExpertsOfRoute == kMostExperts);
 
 /// Of eight elements, that a lane takes of a row before more lanes share it.
-constexpr int64_t kRunsOfLane = 4;
+constexpr int64_t kRunsOfExpertLane = 4;
 
 LaunchStep Step(const char* kernel, int threads, size_t shared_bytes) {
   LaunchStep step;
@@ -51,7 +51,7 @@ gpu::CombineRowsParams CombineOf(const Op& op, int64_t rows, int64_t cols) {
   params.cols = cols;
   params.row_runs = CeilDiv(cols, 8);
   params.k = static_cast<int32_t>(op.route.k);
-  params.row_lanes = RowLanes(params.row_runs, kRunsOfLane);
+  params.row_lanes = RowLanes(params.row_runs, kRunsOfExpertLane);
   return params;
 }
 
