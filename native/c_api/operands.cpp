@@ -246,19 +246,22 @@ WeightView Operands::OptionalWeight(lowrank_weight* weight, const char* operand)
   return weight == nullptr ? WeightView() : Weight(weight, operand);
 }
 
-IndexView Operands::Indices(const DLTensor* tensor, const char* operand, int64_t limit,
-                            bool holes) {
+Status Operands::CheckIndices(const DLTensor* tensor, const char* operand, int64_t* count) const {
+  if (tensor == nullptr) return RefuseNull(op_, operand, "a tensor");
+  const DLDataType type = tensor->dtype;
+  if (type.code != kDLInt || type.bits != 32 || type.lanes != 1) {
+    return Refuse(Code::kDtype, op_, operand, "int32", DLTypeName(type));
+  }
+  LOWRANK_RETURN_IF_ERROR(CheckTensor(op_, operand, tensor, count));
+  if (IsHost(tensor->device)) return Status();
+  return Refuse(Code::kUnsupported, op_, operand, "on the host (they are checked there)",
+                "a tensor on " + DeviceText(tensor->device));
+}
+
+IndexView Operands::HostIndices(const DLTensor* tensor, const char* operand, int64_t limit,
+                                bool holes) {
   const auto checked = [&](IndexView* view) -> Status {
-    if (tensor == nullptr) return RefuseNull(op_, operand, "a tensor");
-    const DLDataType type = tensor->dtype;
-    if (type.code != kDLInt || type.bits != 32 || type.lanes != 1) {
-      return Refuse(Code::kDtype, op_, operand, "int32", DLTypeName(type));
-    }
-    LOWRANK_RETURN_IF_ERROR(CheckTensor(op_, operand, tensor, &view->count));
-    if (!IsHost(tensor->device)) {
-      return Refuse(Code::kUnsupported, op_, operand, "on the host (they are checked there)",
-                    "a tensor on " + DeviceText(tensor->device));
-    }
+    LOWRANK_RETURN_IF_ERROR(CheckIndices(tensor, operand, &view->count));
     view->data = static_cast<const int32_t*>(DataOf(*tensor));
     const int64_t least = holes ? -1 : 0;
     for (int64_t i = 0; i < view->count; ++i) {
@@ -273,12 +276,28 @@ IndexView Operands::Indices(const DLTensor* tensor, const char* operand, int64_t
   };
   IndexView view;
   const Status status = checked(&view);
+  if (status.ok()) return view;
+  Check(status);
+  return IndexView();
+}
+
+IndexView Operands::Indices(const DLTensor* tensor, const char* operand, int64_t limit,
+                            bool holes) {
+  const IndexView view = HostIndices(tensor, operand, limit, holes);
+  if (view.present) TakeDevice(tensor->device, operand);
+  return view;
+}
+
+IndexOut Operands::OutIndices(const DLTensor* tensor, const char* operand) {
+  IndexOut out;
+  const Status status = CheckIndices(tensor, operand, &out.count);
   if (!status.ok()) {
     Check(status);
-    return IndexView();
+    return IndexOut();
   }
   TakeDevice(tensor->device, operand);
-  return view;
+  out.data = static_cast<int32_t*>(DataOf(*tensor));
+  return out;
 }
 
 Status Operands::FindBackend(Backend** backend) const {

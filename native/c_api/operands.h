@@ -47,6 +47,10 @@ class Operands {
   /// int32 on the host, each from 0 to limit - 1, or -1 with `holes`: kernels read where they
   /// point.
   IndexView Indices(const DLTensor* tensor, const char* operand, int64_t limit, bool holes);
+  /// The same, of an op whose other operands may lie on any device.
+  IndexView HostIndices(const DLTensor* tensor, const char* operand, int64_t limit, bool holes);
+  /// int32 on the host, to be written.
+  IndexOut OutIndices(const DLTensor* tensor, const char* operand);
   WeightView OptionalWeight(lowrank_weight* weight, const char* operand);
 
   bool Flag(uint32_t flag) const { return (flags_ & flag) != 0; }
@@ -68,6 +72,8 @@ class Operands {
 
  private:
   void TakeDevice(DLDevice device, const char* operand);
+  /// Checks for a tensor of int32 on the host, and counts its elements.
+  Status CheckIndices(const DLTensor* tensor, const char* operand, int64_t* count) const;
 
   const char* op_;
   uint32_t device_;

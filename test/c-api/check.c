@@ -126,6 +126,11 @@ int within(double value, double exact, double terms, int dtype) {
   return fabs(value - exact) <= 20 * ldexp(1, -24) * terms + rounding * fabs(exact) + tiny;
 }
 
+DLTensor index_tensor(int32_t *values, int ndim, int64_t *shape) {
+  DLTensor tensor = {.data = values, .device = {kDLCPU, 0}, .ndim = ndim, .dtype = {kDLInt, 32, 1}, .shape = shape};
+  return tensor;
+}
+
 typedef struct {
   const char *name;
   void (*of_device)(uint32_t device); /* run on "cpu" and on "reference" */
@@ -136,6 +141,7 @@ static const Suite kSuites[] = {
     {"linear", run_linear, NULL},       {"quantized", run_quantized, NULL}, {"ops", run_ops, NULL},
     {"model", run_model, NULL},         {"refusals", NULL, run_refusals},   {"hostile", NULL, run_hostile},
     {"lifetime", NULL, run_lifetime},   {"gpu", NULL, run_gpu},
+    {"grouped", run_grouped, NULL},     {"experts", run_experts, NULL},
 };
 
 int main(int argc, char **argv) {

@@ -64,10 +64,15 @@ double at(const Tensor *tensor, int64_t row, int64_t col);
 /* |value - exact| is within what `terms`, the sum of |products|, and the dtype of the result allow. */
 int within(double value, double exact, double terms, int dtype);
 
+/* int32 values of the caller as a tensor. */
+DLTensor index_tensor(int32_t *values, int ndim, int64_t *shape);
+
 void run_linear(uint32_t device);
 void run_quantized(uint32_t device);
 void run_ops(uint32_t device);
 void run_model(uint32_t device);
+void run_grouped(uint32_t device);
+void run_experts(uint32_t device);
 void run_refusals(void);
 void run_hostile(void);
 void run_lifetime(void);

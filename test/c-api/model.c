@@ -6,17 +6,12 @@ enum { M = 6, D = 32, V = 50 };
 #define CLOSE(name, value, exact, terms, dtype) \
   EXPECT(within(value, exact, terms, dtype), name " %g, exact %g", (double)(value), (double)(exact))
 
-static DLTensor indices(int32_t *values, int64_t *count) {
-  DLTensor tensor = {.data = values, .device = {kDLCPU, 0}, .ndim = 1, .dtype = {kDLInt, 32, 1}, .shape = count};
-  return tensor;
-}
-
 static void check_embedding_and_loss(uint32_t device) {
   Tensor *x = tensor_new(F32, M, D, 1, 1), *head = tensor_new(F32, V, D, 2, 1), *y = tensor_new(F32, M, D, 0, 0);
   Tensor *losses = tensor_new(F32, 1, M, 0, 0), *dx = tensor_new(F32, M, D, 0, 0);
   int32_t ids[M] = {3, 0, V - 1, -1, 7, 7};
   int64_t count = M;
-  DLTensor of_ids = indices(ids, &count);
+  DLTensor of_ids = index_tensor(ids, 1, &count);
   lowrank_weight *table = NULL;
   OK(lowrank_weight_wrap(&head->t, NULL, NULL, &table));
   lowrank_embedding_args e = {.size = sizeof e, .device = device, .ids = &of_ids, .table = table, .scale = 3, .y = &y->t};

@@ -19,6 +19,8 @@
 #include "lowrank/core.h"
 #include "lowrank/dlpack.h"
 #include "lowrank/elementwise.h"
+#include "lowrank/experts.h"
+#include "lowrank/grouped.h"
 #include "lowrank/linear.h"
 #include "lowrank/model.h"
 #include "lowrank/optimizer.h"

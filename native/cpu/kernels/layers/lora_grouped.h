@@ -444,7 +444,8 @@ LOWRANK_INLINE FactorSums SumsB(const GroupedBackwardOp& op, const Grouped& grou
                                 const AdapterRows& adapter) {
   FactorSums sums;
   float* h = adapter.d_lora_b.present ? static_cast<float*>(op.h.data) + adapter.h_begin : nullptr;
-  sums.left = FloatView(h, adapter.count, h == nullptr ? 0 : adapter.r());
+  // An empty batch has no h, and its gradients are 0.
+  sums.left = FloatView(h, adapter.count, adapter.d_lora_b.present ? adapter.r() : 0);
   sums.ones = adapter.d_lora_bias.present;
   sums.right = group.RowsIn(op.dy, adapter);
   sums.right.row_factors = group.FactorsOf(adapter);
