@@ -4,7 +4,7 @@ import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { buildFolder, buildTargets, root, run } from '../emulator/build-folder.js';
 import { TIME_SCALE } from '../reliability/program.js';
-import { cRuns, has, headers, temporaryFolder } from './library.js';
+import { cRuns, has, headers, temporaryFolder, toolEnvironment } from './library.js';
 
 const examples = path.join(root, 'examples', 'c-api');
 const readme = fs.readFileSync(path.join(examples, 'README.md'), 'utf8');
@@ -28,7 +28,9 @@ describe.runIf(cRuns)('the installed library for C', () => {
 
   beforeAll(async () => {
     await buildTargets('lowrank_c');
-    await run('cmake', ['--install', buildFolder() as string, '--prefix', prefix]);
+    await run('cmake', ['--install', buildFolder() as string, '--prefix', prefix], {
+      env: toolEnvironment(),
+    });
   }, 1_200_000);
 
   it('is complete', () => {
@@ -66,13 +68,18 @@ describe.runIf(cRuns)('the installed library for C', () => {
     }
     const lib = path.join(prefix, 'lib');
     const { LOWRANK_LIBRARY: _, ...own } = process.env;
-    const env = {
-      ...own,
+    const places = {
       PKG_CONFIG_PATH: path.join(lib, 'pkgconfig'),
       LD_LIBRARY_PATH: lib,
       CMAKE_PREFIX_PATH: prefix,
     };
-    const made = await run('sh', ['-c', command], { cwd: folder, env }).catch((error) => error);
+    // The last command runs the example; those before it build it.
+    const parts = command.split(' && ');
+    const [program, ...args] = (parts.pop() as string).split(' ');
+    const building = { ...toolEnvironment(), LOWRANK_LIBRARY: undefined, ...places };
+    const made = await run('sh', ['-c', parts.join(' && ')], { cwd: folder, env: building })
+      .then(() => run(program as string, args, { cwd: folder, env: { ...own, ...places } }))
+      .catch((error) => error);
     const printed = `${made.stdout}`.split('\n').filter((line) => line.startsWith('step '));
     expect(printed.length > 0 ? `${printed.join('\n')}\n` : made.stderr).toBe(losses);
   });
@@ -89,7 +96,9 @@ describe.runIf(cRuns)('the installed library for C', () => {
       env: { PATH: tools },
     });
     expect(stdout).toContain('Build files have been written');
-    const help = await run('cmake', ['--build', folder, '--target', 'help']);
+    const help = await run('cmake', ['--build', folder, '--target', 'help'], {
+      env: toolEnvironment(),
+    });
     expect(help.stdout).toMatch(/\blowrank_c\b/);
     expect(help.stdout).not.toMatch(/\blowrank\b(?!_)/);
   });
@@ -115,6 +124,7 @@ describe.runIf(cRuns)('the installed library for C', () => {
     fs.writeFileSync(path.join(folder, 'example.c'), `#include <stdio.h>\n${example}`);
     await run('gcc', ['-std=c11', '-Wall', '-Werror', '-c', 'example.c', `-I${prefix}/include`], {
       cwd: folder,
+      env: toolEnvironment(),
     });
   });
 });

@@ -9,8 +9,14 @@ export const includeFolder = path.join(root, 'native', 'c_api', 'include');
 export const libraryFolder = outputFolder();
 export const library = path.join(libraryFolder, 'liblowrank.so.1');
 
+/** For compilers and other tools: the runtime of a sanitizer is only for the programs that they make. */
+export function toolEnvironment(): NodeJS.ProcessEnv {
+  const { LD_PRELOAD: _, ...env } = process.env;
+  return env;
+}
+
 export const has = (tool: string, version = '--version'): boolean =>
-  spawnSync(tool, [version]).status === 0;
+  spawnSync(tool, [version], { env: toolEnvironment() }).status === 0;
 
 /** Linux with a CMake build and a C compiler; else says why not. */
 export const cRuns = process.platform === 'linux' && buildFolder() !== undefined && has('gcc');
@@ -36,7 +42,9 @@ export function temporaryFolder(): string {
 export async function compile(program: string, sources: readonly string[]): Promise<string> {
   const flags = ['-std=c11', '-O1', '-Wall', '-Wextra', '-Werror', '-pedantic', '-pthread'];
   const link = [`-L${libraryFolder}`, `-Wl,-rpath,${libraryFolder}`, '-llowrank', '-lm', '-ldl'];
-  await run('gcc', [...flags, `-I${includeFolder}`, ...sources, '-o', program, ...link]);
+  await run('gcc', [...flags, `-I${includeFolder}`, ...sources, '-o', program, ...link], {
+    env: toolEnvironment(),
+  });
   return program;
 }
 
