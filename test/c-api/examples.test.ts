@@ -2,9 +2,9 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { buildFolder, buildTargets, root, run } from '../emulator/build-folder.js';
+import { buildFolder, buildTargets, root, run, toolEnvironment } from '../emulator/build-folder.js';
 import { TIME_SCALE } from '../reliability/program.js';
-import { cRuns, has, headers, temporaryFolder, toolEnvironment } from './library.js';
+import { cRuns, has, headers, temporaryFolder } from './library.js';
 
 const examples = path.join(root, 'examples', 'c-api');
 const readme = fs.readFileSync(path.join(examples, 'README.md'), 'utf8');
@@ -12,6 +12,13 @@ const losses = /```\n([\s\S]*?)```/.exec(readme)?.[1];
 const commands = [...readme.matchAll(/^\| `(lora\.\w+)` \| `(.*)` \|$/gm)].map(
   ([, file, command]) => [file as string, command as string] as const,
 );
+/** `python3` may be a script that chooses one, and a shell does not start with a sanitizer's runtime. */
+async function executable(program: string): Promise<string> {
+  if (program !== 'python3') return program;
+  const print = 'import sys; print(sys.executable)';
+  return (await run(program, ['-c', print], { env: toolEnvironment() })).stdout.trim();
+}
+
 /** What runs each file, and how it tells its version. */
 const tools: Record<string, readonly [string, string]> = {
   'lora.c': ['pkg-config', '--version'],
@@ -78,7 +85,9 @@ describe.runIf(cRuns)('the installed library for C', () => {
     const [program, ...args] = (parts.pop() as string).split(' ');
     const building = { ...toolEnvironment(), LOWRANK_LIBRARY: undefined, ...places };
     const made = await run('sh', ['-c', parts.join(' && ')], { cwd: folder, env: building })
-      .then(() => run(program as string, args, { cwd: folder, env: { ...own, ...places } }))
+      .then(async () =>
+        run(await executable(program as string), args, { cwd: folder, env: { ...own, ...places } }),
+      )
       .catch((error) => error);
     const printed = `${made.stdout}`.split('\n').filter((line) => line.startsWith('step '));
     expect(printed.length > 0 ? `${printed.join('\n')}\n` : made.stderr).toBe(losses);
@@ -88,7 +97,9 @@ describe.runIf(cRuns)('the installed library for C', () => {
     const folder = temporaryFolder();
     const tools = temporaryFolder();
     for (const tool of ['cmake', 'c++', 'g++', 'ld', 'as', 'make', 'sh', 'strip', 'ar', 'ranlib']) {
-      const { stdout } = await run('which', [tool]).catch(() => ({ stdout: '' }));
+      const { stdout } = await run('which', [tool], { env: toolEnvironment() }).catch(() => ({
+        stdout: '',
+      }));
       if (stdout !== '') fs.symlinkSync(stdout.trim(), path.join(tools, tool));
     }
     const options = ['-DLOWRANK_ADDON=OFF', '-DLOWRANK_CUDA=OFF', '-G', 'Unix Makefiles'];

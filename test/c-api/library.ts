@@ -3,17 +3,11 @@ import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { buildFolder, outputFolder, root, run } from '../emulator/build-folder.js';
+import { buildFolder, outputFolder, root, run, toolEnvironment } from '../emulator/build-folder.js';
 
 export const includeFolder = path.join(root, 'native', 'c_api', 'include');
 export const libraryFolder = outputFolder();
 export const library = path.join(libraryFolder, 'liblowrank.so.1');
-
-/** For compilers and other tools: the runtime of a sanitizer is only for the programs that they make. */
-export function toolEnvironment(): NodeJS.ProcessEnv {
-  const { LD_PRELOAD: _, ...env } = process.env;
-  return env;
-}
 
 export const has = (tool: string, version = '--version'): boolean =>
   spawnSync(tool, [version], { env: toolEnvironment() }).status === 0;

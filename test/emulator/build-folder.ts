@@ -16,6 +16,12 @@ export function outputFolder(): string {
     : path.dirname(path.resolve(override));
 }
 
+/** For compilers and other tools: the runtime of a sanitizer is only for the programs that they make. */
+export function toolEnvironment(): NodeJS.ProcessEnv {
+  const { LD_PRELOAD: _, ...env } = process.env;
+  return env;
+}
+
 /** The folder that CMake configured, or undefined: the addon was built by node-gyp. */
 export function buildFolder(): string | undefined {
   for (let folder = outputFolder(), depth = 0; depth < 3; depth++, folder = path.dirname(folder)) {
@@ -50,5 +56,6 @@ export async function buildTargets(...targets: string[]): Promise<void> {
   const lock = path.join(folder, 'build.lock');
   await run('flock', [lock, 'cmake', '--build', folder, '--target', ...targets, '-j', '2'], {
     maxBuffer: 1 << 28,
+    env: toolEnvironment(),
   });
 }
